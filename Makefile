@@ -1,0 +1,52 @@
+# make demo   set up .venv, run the whole chain on data/demo, print the figures and where the report is
+# make test   set up .venv and run the tests
+# make lint   what CI checks besides the tests
+# make lock   pin the dependencies of pyproject.toml anew (needs uv)
+# make clean  remove what the demo made; make distclean removes .venv too
+#
+# PYTHON     the interpreter to build .venv with, 3.11 to 3.13
+# PIP_FLAGS  more options for pip, for instance an index that serves PyTorch's CPU build
+SHELL := /bin/bash
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
+PIP_FLAGS ?=
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test lint lock clean distclean setup
+.DEFAULT_GOAL := demo
+
+setup: $(READY)
+
+$(READY): pyproject.toml requirements.lock
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "Earmark needs Python 3.11 to 3.13; say which: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Setting up .venv (a few minutes, once)"
+	"$(PYTHON)" -m venv .venv
+	@# torch first and by its pin, so that nothing else chooses another build of it
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/snakemake --profile profiles/local
+	@$(BIN)/earmark figures data/demo
+
+test: $(READY)
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile rules
+
+lock:
+	uv pip compile --universal --python-version 3.11 --all-extras --no-annotate --no-header --quiet \
+	  --no-emit-package torch pyproject.toml | grep -vE '^(nvidia-|cuda-|triton)' > requirements.lock
+
+clean:
+	git clean -fdXq data/demo logs/demo .snakemake
+
+distclean: clean
+	rm -rf .venv

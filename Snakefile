@@ -1,0 +1,25 @@
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: f"{workflow.basedir}/config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/corpus.smk"
+include: "rules/align.smk"
+include: "rules/glossary.smk"
+include: "rules/chunks.smk"
+include: "rules/export.smk"
+# include: "rules/train.smk"
+# include: "rules/index.smk"
+# include: "rules/evaluate.smk"
+# include: "rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+#        DATA / "report.html",
+        EXPORTS,

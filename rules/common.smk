@@ -1,0 +1,46 @@
+# What every stage shares: the checked configuration, the names of shards and backends, and where things lie.
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from earmark.config import check_config
+from earmark.errors import ConfigError
+
+try:
+    check_config(config, Path(workflow.basedir) / "workflow/schemas/config.schema.yaml")
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
+
+DATA = Path(config["data_dir"]) / config["run"]
+LOGS = Path("logs") / config["run"]
+SCRIPTS = Path(workflow.basedir) / "workflow/scripts"
+
+SHARDS = [f"{number:04d}" for number in range(config["corpus"]["shards"])]
+SPLITS = ["train", "dev", "test"]
+BACKENDS = ["retriever", *(["retriever_random"] if config["train"]["random_control"] else [])]
+
+
+wildcard_constraints:
+    shard=r"\d{4,5}",
+    split="|".join(SPLITS),
+    format="funasr_nano|funasr|conversation|flat",
+    backend="retriever|retriever_random",
+
+
+def sharded(stage, suffix=".parquet"):
+    """The artifacts of all shards of a stage."""
+    return [DATA / stage / f"{shard}{suffix}" for shard in SHARDS]
+
+
+def grows(mem_mb, runtime_min):
+    """Resources that double with every retry: a job killed for memory or time is asked for again with more."""
+    return {
+        "mem_mb": lambda wildcards, attempt: mem_mb * 2 ** (attempt - 1),
+        "runtime": lambda wildcards, attempt: runtime_min * 2 ** (attempt - 1),
+    }
+
+
+def optional(path):
+    """A path from the configuration as an input: nothing where it is null."""
+    return [] if path is None else path

@@ -1,0 +1,3 @@
+"""Earmark: teach a speech model which words matter."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Stage align: word times for every segment."""

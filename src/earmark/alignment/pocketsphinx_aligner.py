@@ -1,0 +1,85 @@
+"""Forced alignment with PocketSphinx and the English model in its wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from pocketsphinx import Decoder
+
+from earmark.alignment.intervals import WordInterval
+from earmark.audio import SAMPLE_RATE
+from earmark.errors import InputError
+
+PAD_S = 0.25  # silence on both sides: the search needs room to enter and leave the first and last word
+DITHER = 1e-3  # white noise added: digital silence gives features that no model state fits
+FRAMES_PER_S = 100
+
+
+class PocketSphinxAligner:
+    """Aligns one segment at a time. A decoder costs about 0.3 s to make: keep one per process.
+
+    `lexicon` adds pronunciations: lines of "word PH ON EM ES", CMU phonemes without stress.
+    """
+
+    name = "pocketsphinx-5.0.4"
+
+    def __init__(self, lexicon: Path | None, seed: int):
+        # Beams, weights and transform stay the defaults: narrower ones fail on real speech.
+        self._decoder = Decoder(lm=None, loglevel="FATAL", samprate=SAMPLE_RATE)
+        self._seed = seed
+        if lexicon is not None:
+            self._read_lexicon(lexicon)
+
+    def _read_lexicon(self, lexicon: Path) -> None:
+        try:
+            lines = lexicon.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{lexicon}: cannot be read ({error}); set align.lexicon") from None
+        for number, line in enumerate(lines, start=1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            word, *phonemes = line.split()
+            if not phonemes:
+                raise InputError(f"{lexicon}:{number}: {word!r} has no phonemes; write 'word PH ON EM ES'")
+            # Several pronunciations of a word are numbered as in the CMU dictionary: word, word(2), ...
+            count, spelling = 1, word
+            while self._decoder.lookup_word(spelling) is not None:
+                count += 1
+                spelling = f"{word}({count})"
+            try:
+                self._decoder.add_word(spelling, " ".join(phonemes), True)
+            except RuntimeError as error:
+                raise InputError(
+                    f"{lexicon}:{number}: {word!r} cannot be added ({error}); use the CMU phonemes without stress"
+                ) from None
+
+    def unknown_words(self, words: list[str]) -> list[str]:
+        """Those of `words` that have no pronunciation."""
+        return sorted({word for word in words if self._decoder.lookup_word(word) is None})
+
+    def align(self, samples: np.ndarray, words: list[str]) -> list[WordInterval]:
+        """Word intervals of samples[n] (16 kHz), or an empty list where the search found no path.
+
+        The words returned may differ from `words` (PocketSphinx gives short results without an error): compare them.
+        """
+        # The noise depends on the seed and the length alone, so a segment aligns alike in every shard and order.
+        noise = np.random.default_rng([self._seed, len(samples)])
+        padded = np.pad(samples, round(PAD_S * SAMPLE_RATE))
+        padded = padded + noise.normal(0.0, DITHER, len(padded))
+        pcm = (np.clip(padded, -1.0, 1.0) * 32767).astype("<i2").tobytes()
+        self._decoder.set_align_text(" ".join(words))
+        self._decoder.start_utt()
+        self._decoder.process_raw(pcm, full_utt=True)
+        self._decoder.end_utt()
+        if self._decoder.hyp() is None:
+            return []
+        return [
+            WordInterval(
+                segment.word.split("(")[0],
+                segment.start_frame / FRAMES_PER_S - PAD_S,
+                (segment.end_frame + 1) / FRAMES_PER_S - PAD_S,
+            )
+            for segment in self._decoder.seg()
+            if not segment.word.startswith(("<", "[", "+"))
+        ]

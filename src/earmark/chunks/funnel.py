@@ -1,0 +1,74 @@
+"""The account of every row from manifest line to split: funnel.json."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from earmark.artifacts import read_json, read_table, table_counts, write_json
+
+
+def write_funnel(
+    manifest_counts: Path,
+    corpus: list[Path],
+    alignments: list[Path],
+    chunks: list[Path],
+    splits: dict[str, Path],
+    output: Path,
+) -> None:
+    """Write funnel.json: {steps: [{step, unit, input, kept, rejected, reasons}], chunks, splits}.
+
+    AssertionError where a step's kept + rejected is not its input, or its input is not what the step before kept.
+    """
+    steps = [
+        _step("manifest", [read_json(manifest_counts)]),
+        _step("corpus", [table_counts(path) for path in corpus]),
+        _step("align", [table_counts(path) for path in alignments]),
+        _step("chunks", [table_counts(path) for path in chunks]),
+        _step("splits", [table_counts(path) for path in splits.values()]),
+    ]
+    for step in steps:
+        assert step["kept"] + step["rejected"] == step["input"], step
+    for before, after in itertools.pairwise(steps):
+        # Between align and chunks the unit changes: a segment gives any number of chunks.
+        assert after["step"] == "chunks" or before["kept"] == after["input"], (before, after)
+    has_term = Counter(value for path in chunks for value in read_table(path, ["has_term"])["has_term"].to_pylist())
+    write_json(
+        output,
+        {
+            "steps": steps,
+            "chunks": {"term": has_term[True], "no_term": has_term[False]},
+            "splits": {name: _split(path) for name, path in splits.items()},
+        },
+    )
+
+
+def _step(name: str, counts: list[dict[str, Any]]) -> dict[str, Any]:
+    reasons: Counter[str] = Counter()
+    for part in counts:
+        reasons.update(part["reasons"])
+    return {
+        "step": name,
+        "unit": counts[0]["unit"],
+        **{key: sum(part[key] for part in counts) for key in ("input", "kept", "rejected")},
+        "reasons": dict(sorted(reasons.items())),
+    }
+
+
+def _split(path: Path) -> dict[str, Any]:
+    table = read_table(path)
+    term_rows = table.filter(pc.field("has_term"))
+    seen = Counter(term_rows["seen_term"].to_pylist())
+    return {
+        "chunks": table.num_rows,
+        "seen_term": seen[True],
+        "unseen_term": seen[False],
+        "no_term": table.num_rows - term_rows.num_rows,
+        "main_terms": pc.count_distinct(term_rows["main_term"]).as_py(),
+        "speakers": sorted(pc.unique(table["speaker_id"]).to_pylist()),
+        "hours": round((pc.sum(table["duration_s"]).as_py() or 0.0) / 3600, 4),
+    }

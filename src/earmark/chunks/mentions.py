@@ -1,0 +1,52 @@
+"""Finding glossary surfaces in aligned words: all surfaces at once, the longest match wins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_END = ""  # the key under which a trie node holds its surface; no word is empty
+
+
+@dataclass(frozen=True)
+class Mention:
+    """`surface` spans words[first:last]."""
+
+    surface: str
+    main_term: str
+    first: int
+    last: int
+
+
+class MentionFinder:
+    """A trie of words over all surfaces. `surfaces`: surface -> main term, both normalised."""
+
+    def __init__(self, surfaces: dict[str, str]):
+        self._main_term = surfaces
+        self._root: dict[str, Any] = {}
+        for surface in surfaces:
+            node = self._root
+            for word in surface.split():
+                node = node.setdefault(word, {})
+            node[_END] = surface
+
+    def find(self, words: Sequence[str]) -> list[Mention]:
+        """Every mention in `words`, in order. Of two that overlap the longer (in words) stays, then the first."""
+        taken = [False] * len(words)
+        chosen = []
+        for mention in sorted(self._matches(words), key=lambda m: (m.first - m.last, m.first)):
+            if not any(taken[mention.first : mention.last]):
+                taken[mention.first : mention.last] = [True] * (mention.last - mention.first)
+                chosen.append(mention)
+        return sorted(chosen, key=lambda m: m.first)
+
+    def _matches(self, words: Sequence[str]) -> Iterable[Mention]:
+        for first in range(len(words)):
+            node = self._root
+            for last in range(first, len(words)):
+                if (next_node := node.get(words[last])) is None:
+                    break
+                node = next_node
+                if surface := node.get(_END):
+                    yield Mention(surface, self._main_term[surface], first, last + 1)

@@ -1,0 +1,116 @@
+"""Merging the shards' chunks: which chunk trains, which tunes, which tests, and which may do neither."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from earmark.artifacts import CHUNKS, SPLITS, StageTable, iterate_rows, read_json
+from earmark.errors import ConfigError
+from earmark.text import normalise
+
+SPLIT_NAMES = ("train", "dev", "test")
+_COLUMNS = [name for name in CHUNKS.names if name != "audio"]
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """Who is in which split. Speakers decide; unseen terms are kept out of train and dev altogether."""
+
+    test_speakers: frozenset[str]
+    dev_speakers: frozenset[str]
+    unseen_terms: frozenset[str]
+
+    def place(self, chunk: dict[str, Any]) -> tuple[str, str | None]:
+        """(split, why the chunk may not be used there or None)."""
+        if chunk["speaker_id"] in self.test_speakers:
+            return "test", None
+        split = "dev" if chunk["speaker_id"] in self.dev_speakers else "train"
+        unseen = self.unseen_terms.intersection([chunk["main_term"], *chunk["other_terms"]])
+        return split, f"{sorted(unseen)[0]!r} is an unseen term" if unseen else None
+
+
+def make_rule(
+    speakers: set[str],
+    main_terms: set[str],
+    *,
+    test_speakers: float | list[str],
+    dev_speakers: float | list[str],
+    unseen_terms: float | list[str],
+    seed: int,
+) -> SplitRule:
+    """Resolve shares into names by a hash of each name, so that adding data moves nobody.
+
+    ConfigError for a name that does not occur, or a speaker in both dev and test.
+    """
+    test = _chosen(speakers, test_speakers, "splits.test_speakers", f"{seed}:speaker", 0.0)
+    dev_from = test_speakers if isinstance(test_speakers, float | int) else 0.0
+    dev = _chosen(speakers - test, dev_speakers, "splits.dev_speakers", f"{seed}:speaker", float(dev_from))
+    wanted = unseen_terms if isinstance(unseen_terms, float | int) else [normalise(term) for term in unseen_terms]
+    unseen = _chosen(main_terms, wanted, "splits.unseen_terms", f"{seed}:term", 0.0)
+    return SplitRule(frozenset(test), frozenset(dev), frozenset(unseen))
+
+
+def split_chunks(
+    chunks: dict[str, Path],
+    glossary: Path,
+    output_folder: Path,
+    *,
+    test_speakers: float | list[str],
+    dev_speakers: float | list[str],
+    unseen_terms: float | list[str],
+    seed: int,
+) -> None:
+    """Write train.parquet, dev.parquet and test.parquet (SPLITS) from `chunks[shard]`.
+
+    Rejected from train and dev: unseen_term, a chunk in which a term is heard that training must not know.
+    """
+    speakers = {row["speaker_id"] for path in chunks.values() for row in iterate_rows(path, columns=["speaker_id"])}
+    rule = make_rule(
+        speakers,
+        set(read_json(glossary)),
+        test_speakers=test_speakers,
+        dev_speakers=dev_speakers,
+        unseen_terms=unseen_terms,
+        seed=seed,
+    )
+    tables = {
+        name: StageTable(output_folder / f"{name}.parquet", SPLITS, unit="chunks", max_rejected_fraction=1.0)
+        for name in SPLIT_NAMES
+    }
+    with tables["train"], tables["dev"], tables["test"]:
+        for shard, path in sorted(chunks.items()):
+            for chunk in iterate_rows(path, columns=_COLUMNS):
+                split, problem = rule.place(chunk)
+                tables[split].rejected.input += 1
+                if problem:
+                    tables[split].reject(chunk["chunk_id"], "unseen_term", problem)
+                else:
+                    tables[split].keep(_row(chunk, shard, rule))
+    logging.info("%s", {name: table.rejected.kept for name, table in tables.items()})
+
+
+def _row(chunk: dict[str, Any], shard: str, rule: SplitRule) -> dict[str, Any]:
+    row = {name: chunk.get(name) for name in SPLITS.names}
+    row["shard"] = shard
+    row["seen_term"] = chunk["main_term"] not in rule.unseen_terms if chunk["has_term"] else None
+    row["duration_s"] = chunk["end_s"] - chunk["start_s"]
+    return row
+
+
+def _chosen(names: set[str], wanted: float | list[str], key: str, salt: str, skip: float) -> set[str]:
+    if isinstance(wanted, float | int):
+        # `skip` is the share that the split before this one took, so that the two never compete for a hash range.
+        return {name for name in names if skip <= _position(name, salt) < skip + wanted}
+    if missing := sorted(set(wanted) - names):
+        some = ", ".join(sorted(names)[:10])
+        raise ConfigError(f"{key}: {missing[0]!r} does not occur in this corpus; known are {some} …")
+    return set(wanted)
+
+
+def _position(name: str, salt: str) -> float:
+    """A name's place in [0, 1), the same on every machine and in every run."""
+    return int.from_bytes(hashlib.blake2b(f"{salt}:{name}".encode(), digest_size=8).digest()) / 2**64

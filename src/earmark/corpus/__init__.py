@@ -1,0 +1,1 @@
+"""Stage corpus: from a manifest to checked segments, in shards."""

@@ -1,0 +1,76 @@
+"""One pass over the manifest that deals its recordings out to shards."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections import defaultdict
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow as pa
+
+from earmark.artifacts import CORPUS, RejectedRows, StageTable, write_json
+from earmark.corpus.readers import BadLine, read_manifest
+from earmark.errors import InputError
+
+# A manifest shard is a corpus shard before its audio was looked at: duration_s may be null, `source` is file:line.
+MANIFEST = CORPUS.append(pa.field("source", pa.string()))
+
+UNKNOWN_DURATION_S = 5.0  # what a segment without duration_s weighs when shards are balanced
+
+
+def split_manifest(
+    manifest: Path,
+    shards: dict[str, Path],
+    summary: Path,
+    *,
+    format: str,
+    audio_root: Path | None,
+    language: str,
+    max_rejected_fraction: float,
+) -> None:
+    """Write `shards[name]` (MANIFEST tables) and, beside `summary`, the lines that are no segments.
+
+    Recordings are dealt out longest first, each to the shard that holds the least: deterministic, balanced by
+    duration, and a recording is never split. The manifest is read twice, so only recording ids stay in memory.
+    """
+    weights: dict[str, float] = defaultdict(float)
+    rejected = RejectedRows("manifest lines", max_rejected_fraction)
+    for row in read_manifest(manifest, format, audio_root, language):
+        rejected.input += 1
+        if isinstance(row, BadLine):
+            rejected.reject(row.id, row.reason, row.detail)
+        else:
+            rejected.kept += 1
+            weights[row.recording_id] += UNKNOWN_DURATION_S if row.duration_s is None else row.duration_s
+    if not rejected.input:
+        raise InputError(f"{manifest}: the manifest holds no segment; add one segment a line below the header")
+    rejected.close(summary)
+    shard_of = _deal(weights, sorted(shards))
+    with ExitStack() as stack:
+        tables = {
+            name: stack.enter_context(StageTable(path, MANIFEST, unit="segments", max_rejected_fraction=0))
+            for name, path in shards.items()
+        }
+        for row in read_manifest(manifest, format, audio_root, language):
+            if not isinstance(row, BadLine):
+                table = tables[shard_of[row.recording_id]]
+                table.rejected.input += 1
+                table.keep(asdict(row))
+    write_json(summary, rejected.counts())
+    logging.info(
+        "%d lines, %d segments, %d recordings, %d rejected", rejected.input, rejected.kept, len(weights),
+        len(rejected.rows),
+    )  # fmt: skip
+
+
+def _deal(weights: dict[str, float], shards: list[str]) -> dict[str, str]:
+    heap = [(0.0, name) for name in shards]
+    shard_of = {}
+    for recording_id, weight in sorted(weights.items(), key=lambda item: (-item[1], item[0])):
+        load, name = heapq.heappop(heap)
+        shard_of[recording_id] = name
+        heapq.heappush(heap, (load + weight, name))
+    return shard_of

@@ -1,0 +1,1 @@
+"""Stage export: training files for other programs, and the wavs they name."""

@@ -1,0 +1,135 @@
+"""One line of each training format, and the check that reads a line back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+SPEECH_PROMPT = "语音转写："  # "transcribe the speech:", the words Fun-ASR-Nano was trained with
+NO_TERM = "none"
+_NANO_USER = re.compile(re.escape(SPEECH_PROMPT) + r"<\|startofspeech\|>!(/.+)<\|endofspeech\|>", re.DOTALL)
+_CONVERSATION_USER = re.compile(r"<audio>(/.+?)</audio> .+", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One chunk as the formats see it. `answer` is the text to learn under the task asked for by `prompt`."""
+
+    key: str
+    wav: str  # absolute path
+    duration_s: float
+    text: str
+    prompt: str
+    answer: str
+
+
+def fbank_frames(duration_s: float) -> int:
+    """Length in 10 ms fbank frames (25 ms windows)."""
+    return int((round(duration_s * 1000) - 25) // 10 + 1)
+
+
+def text_units(text: str) -> int:
+    """Length in words where the text has spaces, else in characters."""
+    return len(text.split()) if " " in text.strip() else len(text.strip())
+
+
+def funasr_nano(example: Example, count_tokens: Callable[[str], int]) -> dict[str, Any]:
+    """ChatML messages for Fun-ASR-Nano; speech_length in fbank frames, text_length in tokens."""
+    return {
+        "messages": [
+            {"role": "system", "content": "You are a helpful assistant."},
+            {"role": "user", "content": f"{SPEECH_PROMPT}<|startofspeech|>!{example.wav}<|endofspeech|>"},
+            {"role": "assistant", "content": example.text},
+        ],
+        "speech_length": fbank_frames(example.duration_s),
+        "text_length": count_tokens(example.text),
+    }
+
+
+def funasr(example: Example) -> dict[str, Any]:
+    """FunASR's key/source/target; source_len in fbank frames, target_len in words or characters."""
+    return {
+        "key": example.key,
+        "source": example.wav,
+        "target": example.text,
+        "source_len": fbank_frames(example.duration_s),
+        "target_len": text_units(example.text),
+    }
+
+
+def conversation(example: Example) -> dict[str, Any]:
+    """One question about the audio and its answer."""
+    return {
+        "conversations": [
+            {"from": "user", "value": f"<audio>{example.wav}</audio> {example.prompt}"},
+            {"from": "assistant", "value": example.answer},
+        ]
+    }
+
+
+def flat(example: Example) -> dict[str, Any]:
+    """audio, text, prompt."""
+    return {"audio": example.wav, "text": example.answer, "prompt": example.prompt}
+
+
+def line_problem(format: str, row: Any) -> str | None:
+    """What makes `row`, a parsed line, no valid line of `format`; None if nothing does."""
+    if not isinstance(row, dict):
+        return "not a JSON object"
+    try:
+        return _PROBLEMS[format](row)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        return f"a key is missing or of the wrong type: {error!r}"
+
+
+def _funasr_nano_problem(row: dict[str, Any]) -> str | None:
+    roles = [message["role"] for message in row["messages"]]
+    if roles not in (["system", "user", "assistant"], ["user", "assistant"]):
+        return f"roles are {roles}"
+    if not _NANO_USER.fullmatch(row["messages"][-2]["content"]):
+        return "the user content is not the prompt and one absolute path between the speech marks"
+    if not row["messages"][-1]["content"]:
+        return "the assistant content is empty"
+    return _length_problem(row, "speech_length", "text_length")
+
+
+def _funasr_problem(row: dict[str, Any]) -> str | None:
+    if set(row) != {"key", "source", "target", "source_len", "target_len"}:
+        return f"keys are {sorted(row)}"
+    if not row["source"].startswith("/") or not row["target"] or not row["key"]:
+        return "key or target is empty, or source is no absolute path"
+    if row["target_len"] != text_units(row["target"]):
+        return f"target_len {row['target_len']} is not the length of target"
+    return _length_problem(row, "source_len", "target_len")
+
+
+def _conversation_problem(row: dict[str, Any]) -> str | None:
+    turns = row["conversations"]
+    if [turn["from"] for turn in turns] != ["user", "assistant"]:
+        return "turns are not user, assistant"
+    if not _CONVERSATION_USER.fullmatch(turns[0]["value"]):
+        return "the user turn has no <audio>/absolute/path</audio> followed by a prompt"
+    return None if turns[1]["value"] else "the assistant turn is empty"
+
+
+def _flat_problem(row: dict[str, Any]) -> str | None:
+    if not set(row) <= {"audio", "text", "prompt"}:
+        return f"keys are {sorted(row)}"
+    return None if row["audio"].startswith("/") and row["text"] else "text is empty, or audio is no absolute path"
+
+
+def _length_problem(row: dict[str, Any], *names: str) -> str | None:
+    for name in names:
+        if type(row[name]) is not int or row[name] < 1:
+            return f"{name} is {row[name]!r}; expected a whole number of at least 1"
+    return None
+
+
+_PROBLEMS: dict[str, Callable[[dict[str, Any]], str | None]] = {
+    "funasr_nano": _funasr_nano_problem,
+    "funasr": _funasr_problem,
+    "conversation": _conversation_problem,
+    "flat": _flat_problem,
+}

@@ -1,0 +1,46 @@
+"""The interchange file of earlier systems: term_level_chunks_merged.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from earmark.artifacts import CHUNKS, atomic_path, iterate_rows
+from earmark.export.wavs import wav_path
+
+_COLUMNS = [name for name in CHUNKS.names if name != "audio"]
+
+
+def write_interchange(chunks: list[Path], wav_folders: list[Path], output: Path, *, context_s: float) -> None:
+    """Write one JSON list of all chunks, one object a line; `wav_folders[i]` holds the wavs of `chunks[i]`.
+
+    Times are seconds from the segment's start. A no-term chunk has an empty list of ground-truth terms.
+    """
+    with atomic_path(output) as temporary, temporary.open("w", encoding="utf-8") as file:
+        separator = "[\n"
+        for path, folder in zip(chunks, wav_folders, strict=True):
+            for chunk in iterate_rows(path, columns=_COLUMNS):
+                wav = wav_path(folder, chunk["recording_id"], chunk["chunk_id"]).absolute()
+                file.write(separator + json.dumps(_entry(chunk, wav, context_s), ensure_ascii=False))
+                separator = ",\n"
+        file.write("[]\n" if separator == "[\n" else "\n]\n")
+
+
+def _entry(chunk: dict[str, Any], wav: Path, context_s: float) -> dict[str, Any]:
+    # A no-term chunk has no term inside: the whole slice stands in for it.
+    start_s = chunk["term_start_s"] if chunk["has_term"] else chunk["start_s"]
+    end_s = chunk["term_end_s"] if chunk["has_term"] else chunk["end_s"]
+    return {
+        "segment_id": chunk["segment_id"],
+        "term_chunk_audio": str(wav),
+        "term_chunk_text": chunk["text"],
+        "term_chunk_audio_ground_truth_terms": [chunk["main_term"], *chunk["other_terms"]] if chunk["has_term"] else [],
+        "term_start_time": start_s,
+        "term_end_time": end_s,
+        "term_duration": end_s - start_s,
+        "extended_start_time": chunk["start_s"],
+        "extended_end_time": chunk["end_s"],
+        "extended_duration": chunk["end_s"] - chunk["start_s"],
+        "context_seconds": context_s if chunk["has_term"] else 0.0,
+    }

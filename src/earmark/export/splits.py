@@ -1,0 +1,69 @@
+"""Writing one split in one training format."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from earmark.artifacts import RejectedRows, atomic_path, iterate_rows, read_json
+from earmark.export.formats import NO_TERM, Example, conversation, flat, funasr, funasr_nano, line_problem
+from earmark.export.tokenizer import token_counter
+from earmark.export.wavs import wav_path
+
+
+def export_split(
+    split: Path,
+    glossary: Path,
+    wav_folders: Mapping[str, Path],
+    output: Path,
+    *,
+    format: str,
+    task: str,
+    prompt: str,
+    tokenizer: str,
+    max_rejected_fraction: float,
+) -> None:
+    """Write `output` (JSONL) from a SPLITS table; `wav_folders[shard]` is where that shard's wavs lie.
+
+    The conversation and flat formats learn `task`: transcribe (the chunk's words) or spot_terms (the display forms of
+    the terms heard, or "none"). The funasr formats always transcribe. Every line is read back and checked. Rejected:
+    no_text, a chunk without words where the format transcribes.
+    """
+    line_of = _writer(format, tokenizer)
+    transcribes = task == "transcribe" or format.startswith("funasr")
+    display = {main: entry["term"] for main, entry in read_json(glossary).items()}
+    rejected = RejectedRows("chunks", max_rejected_fraction)
+    with atomic_path(output) as temporary:
+        with temporary.open("w", encoding="utf-8") as file:
+            for row in iterate_rows(split):
+                rejected.input += 1
+                terms = [row["main_term"], *row["other_terms"]] if row["has_term"] else []
+                wav = wav_path(wav_folders[row["shard"]], row["recording_id"], row["chunk_id"])
+                example = Example(
+                    key=row["chunk_id"],
+                    wav=str(wav.absolute()),
+                    duration_s=row["duration_s"],
+                    text=row["text"],
+                    prompt=prompt,
+                    answer=row["text"] if transcribes else ", ".join(display[term] for term in terms) or NO_TERM,
+                )
+                if not example.answer:
+                    rejected.reject(row["chunk_id"], "no_text", "no aligned word lies in the chunk")
+                    continue
+                line = json.dumps(line_of(example), ensure_ascii=False)
+                if problem := line_problem(format, json.loads(line)):
+                    raise AssertionError(f"{row['chunk_id']}: the {format} line written is not valid: {problem}")
+                file.write(line + "\n")
+                rejected.kept += 1
+        rejected.close(output)
+    logging.info("%d lines, %d rejected", rejected.kept, len(rejected.rows))
+
+
+def _writer(format: str, tokenizer: str) -> Callable[[Example], dict[str, Any]]:
+    if format == "funasr_nano":
+        count_tokens = token_counter(tokenizer)
+        return lambda example: funasr_nano(example, count_tokens)
+    return {"funasr": funasr, "conversation": conversation, "flat": flat}[format]

@@ -1,0 +1,1 @@
+"""Stage glossary: one list of main terms and their aliases, and what was ambiguous."""

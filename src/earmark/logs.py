@@ -1,0 +1,53 @@
+"""One log file per job: every line of it is tail-able, and the last line of a failed one says why."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from earmark.errors import EarmarkError
+
+Item = TypeVar("Item")
+
+
+@contextmanager
+def job_log(path: str | Path) -> Iterator[None]:
+    """Send logging, stdout and stderr (those of C libraries too) to `path` while a job runs.
+
+    An EarmarkError ends the process with status 1 and its message as the log's last line. Any other exception is a
+    defect: its traceback goes into the log before the last line.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with path.open("w", encoding="utf-8", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        logging.basicConfig(
+            stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
+        )
+        try:
+            yield
+            logging.info("done")
+        except EarmarkError as error:
+            logging.error("%s", " ".join(str(error).split()))
+            sys.exit(1)
+        except Exception as error:
+            traceback.print_exc()
+            logging.error("unexpected %s: %s", type(error).__name__, " ".join(str(error).split()))
+            sys.exit(1)
+
+
+def progress(items: Iterable[Item], *, total: int | None = None, unit: str) -> Iterator[Item]:
+    """tqdm for a terminal; one line a minute in a log file."""
+    interval = 0.1 if sys.stderr.isatty() else 60.0
+    return iter(tqdm(items, total=total, unit=f" {unit}", mininterval=interval, maxinterval=interval, miniters=1))

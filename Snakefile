@@ -12,14 +12,14 @@ include: "rules/align.smk"
 include: "rules/glossary.smk"
 include: "rules/chunks.smk"
 include: "rules/export.smk"
-# include: "rules/train.smk"
-# include: "rules/index.smk"
-# include: "rules/evaluate.smk"
-# include: "rules/report.smk"
+include: "rules/train.smk"
+include: "rules/index.smk"
+include: "rules/evaluate.smk"
+include: "rules/report.smk"
 
 
 rule all:
     default_target: True
     input:
-#        DATA / "report.html",
+        DATA / "report.html",
         EXPORTS,

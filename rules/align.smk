@@ -2,16 +2,11 @@
 
 
 rule align_shard:
-    message:
-        "Aligning shard {wildcards.shard}"
     input:
         corpus=DATA / "corpus/{shard}.parquet",
         lexicon=optional(config["align"]["lexicon"]),
     output:
         DATA / "alignments/{shard}.parquet",
-    params:
-        seed=config["seed"],
-        max_rejected_fraction=config["max_rejected_fraction"],
     log:
         LOGS / "align/{shard}.log",
     benchmark:
@@ -19,13 +14,16 @@ rule align_shard:
     threads: config["align"]["threads"]
     resources:
         **grows(mem_mb=1500, runtime_min=240),
+    params:
+        seed=config["seed"],
+        max_rejected_fraction=config["max_rejected_fraction"],
+    message:
+        "Aligning shard {wildcards.shard}"
     script:
         "../workflow/scripts/align_shard.py"
 
 
 rule align_accuracy:
-    message:
-        "Scoring the alignment against known word times"
     input:
         alignments=sharded("alignments"),
         corpus=sharded("corpus"),
@@ -39,16 +37,20 @@ rule align_accuracy:
     threads: 1
     resources:
         **grows(mem_mb=2000, runtime_min=30),
+    message:
+        "Scoring the alignment against known word times"
     script:
         "../workflow/scripts/align_accuracy.py"
 
 
-ALIGN_ACCURACY = DATA / "evaluation/alignment.json" if config["align"]["reference"] else []
+ALIGN_ACCURACY = (
+    DATA / "evaluation/alignment.json" if config["align"]["reference"] else []
+)
 
 
 rule align:
-    message:
-        "Stage align is whole"
     input:
         sharded("alignments"),
         ALIGN_ACCURACY,
+    message:
+        "Stage align is whole"

@@ -2,8 +2,6 @@
 
 
 rule chunks_shard:
-    message:
-        "Cutting the chunks of shard {wildcards.shard}"
     input:
         corpus=DATA / "corpus/{shard}.parquet",
         alignments=DATA / "alignments/{shard}.parquet",
@@ -11,10 +9,6 @@ rule chunks_shard:
         alt2main=rules.glossary.output.alt2main,
     output:
         DATA / "chunks/{shard}.parquet",
-    params:
-        cut=config["chunks"],
-        seed=config["seed"],
-        max_rejected_fraction=config["max_rejected_fraction"],
     log:
         LOGS / "chunks/{shard}.log",
     benchmark:
@@ -22,28 +16,29 @@ rule chunks_shard:
     threads: 1
     resources:
         **grows(mem_mb=2000, runtime_min=120),
+    params:
+        cut=config["chunks"],
+        seed=config["seed"],
+        max_rejected_fraction=config["max_rejected_fraction"],
+    message:
+        "Cutting the chunks of shard {wildcards.shard}"
     script:
         "../workflow/scripts/chunks_shard.py"
 
 
 rule chunks:
-    message:
-        "Stage chunks is whole"
     input:
         sharded("chunks"),
+    message:
+        "Stage chunks is whole"
 
 
 rule splits:
-    message:
-        "Splitting the chunks by speaker and term"
     input:
         chunks=sharded("chunks"),
         glossary=rules.glossary.output.glossary,
     output:
         **{split: DATA / f"splits/{split}.parquet" for split in SPLITS},
-    params:
-        splits=config["splits"],
-        seed=config["seed"],
     log:
         LOGS / "splits.log",
     benchmark:
@@ -51,19 +46,22 @@ rule splits:
     threads: 1
     resources:
         **grows(mem_mb=2000, runtime_min=60),
+    params:
+        splits=config["splits"],
+        seed=config["seed"],
+    message:
+        "Splitting the chunks by speaker and term"
     script:
         "../workflow/scripts/splits.py"
 
 
 rule funnel:
-    message:
-        "Accounting for every row"
     input:
+        **rules.splits.output,
         manifest=DATA / "corpus/manifest.json",
         corpus=sharded("corpus"),
         alignments=sharded("alignments"),
         chunks=sharded("chunks"),
-        **rules.splits.output,
     output:
         DATA / "funnel.json",
     log:
@@ -73,13 +71,15 @@ rule funnel:
     threads: 1
     resources:
         **grows(mem_mb=2000, runtime_min=30),
+    message:
+        "Accounting for every row"
     script:
         "../workflow/scripts/funnel.py"
 
 
 rule merge:
-    message:
-        "Stage merge is whole"
     input:
         rules.splits.output,
         rules.funnel.output,
+    message:
+        "Stage merge is whole"

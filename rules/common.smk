@@ -1,5 +1,4 @@
 # What every stage shares: the checked configuration, the names of shards and backends, and where things lie.
-import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -14,11 +13,13 @@ except ConfigError as error:
 
 DATA = Path(config["data_dir"]) / config["run"]
 LOGS = Path("logs") / config["run"]
-SCRIPTS = Path(workflow.basedir) / "workflow/scripts"
 
 SHARDS = [f"{number:04d}" for number in range(config["corpus"]["shards"])]
 SPLITS = ["train", "dev", "test"]
-BACKENDS = ["retriever", *(["retriever_random"] if config["train"]["random_control"] else [])]
+BACKENDS = [
+    "retriever",
+    *(["retriever_random"] if config["retrieval"]["random_control"] else []),
+]
 
 
 wildcard_constraints:
@@ -28,9 +29,9 @@ wildcard_constraints:
     backend="retriever|retriever_random",
 
 
-def sharded(stage, suffix=".parquet"):
+def sharded(stage):
     """The artifacts of all shards of a stage."""
-    return [DATA / stage / f"{shard}{suffix}" for shard in SHARDS]
+    return [DATA / stage / f"{shard}.parquet" for shard in SHARDS]
 
 
 def grows(mem_mb, runtime_min):

@@ -2,8 +2,6 @@
 
 
 rule export_wavs:
-    message:
-        "Writing the wavs of shard {wildcards.shard}"
     input:
         DATA / "chunks/{shard}.parquet",
     output:
@@ -15,23 +13,19 @@ rule export_wavs:
     threads: 1
     resources:
         **grows(mem_mb=1000, runtime_min=60),
+    message:
+        "Writing the wavs of shard {wildcards.shard}"
     script:
         "../workflow/scripts/export_wavs.py"
 
 
 rule export_split:
-    message:
-        "Writing {wildcards.format} lines of {wildcards.split}"
     input:
         split=DATA / "splits/{split}.parquet",
         glossary=rules.glossary.output.glossary,
         wavs=[DATA / f"export/wavs/{shard}" for shard in SHARDS],
     output:
         DATA / "export/{format}/{split}.jsonl",
-    params:
-        export=config["export"],
-        shards=SHARDS,
-        max_rejected_fraction=config["max_rejected_fraction"],
     log:
         LOGS / "export/{format}.{split}.log",
     benchmark:
@@ -39,20 +33,22 @@ rule export_split:
     threads: 1
     resources:
         **grows(mem_mb=1000, runtime_min=60),
+    params:
+        export=config["export"],
+        shards=SHARDS,
+        max_rejected_fraction=config["max_rejected_fraction"],
+    message:
+        "Writing {wildcards.format} lines of {wildcards.split}"
     script:
         "../workflow/scripts/export_split.py"
 
 
 rule interchange:
-    message:
-        "Writing term_level_chunks_merged.json"
     input:
         chunks=sharded("chunks"),
         wavs=[DATA / f"export/wavs/{shard}" for shard in SHARDS],
     output:
         DATA / "term_level_chunks_merged.json",
-    params:
-        context_s=config["chunks"]["context_s"],
     log:
         LOGS / "interchange.log",
     benchmark:
@@ -60,16 +56,24 @@ rule interchange:
     threads: 1
     resources:
         **grows(mem_mb=2000, runtime_min=60),
+    params:
+        context_s=config["chunks"]["context_s"],
+    message:
+        "Writing term_level_chunks_merged.json"
     script:
         "../workflow/scripts/interchange.py"
 
 
-EXPORTS = [DATA / f"export/{format}/{split}.jsonl" for format in config["export"]["formats"] for split in SPLITS]
+EXPORTS = [
+    DATA / f"export/{format}/{split}.jsonl"
+    for format in config["export"]["formats"]
+    for split in SPLITS
+]
 EXPORTS += rules.interchange.output if config["export"]["interchange"] else []
 
 
 rule export:
-    message:
-        "Stage export is whole"
     input:
         EXPORTS,
+    message:
+        "Stage export is whole"

@@ -2,8 +2,6 @@
 
 
 rule glossary:
-    message:
-        "Merging the glossary"
     input:
         terms=config["glossary"]["terms"],
         aliases=config["glossary"]["aliases"],
@@ -18,5 +16,7 @@ rule glossary:
     threads: 1
     resources:
         **grows(mem_mb=2000, runtime_min=30),
+    message:
+        "Merging the glossary"
     script:
         "../workflow/scripts/glossary.py"

@@ -14,6 +14,9 @@ from earmark.errors import AudioError
 
 SAMPLE_RATE = 16_000  # Hz; what every model of the chain hears
 
+# soundfile's own errors; TypeError for headerless audio (.raw); MemoryError for a header that claims hours too many.
+_UNREADABLE = (soundfile.LibsndfileError, OSError, TypeError, MemoryError)
+
 
 @dataclass(frozen=True)
 class AudioInfo:
@@ -28,19 +31,26 @@ def audio_info(path: Path) -> AudioInfo:
     """Read a file's header. AudioError if it is missing or no audio that libsndfile knows."""
     try:
         info = soundfile.info(str(path))
-    except (soundfile.LibsndfileError, OSError) as error:
+    except _UNREADABLE as error:
         raise AudioError(_why(path, error)) from None
     return AudioInfo(info.samplerate, info.channels, info.frames / info.samplerate)
 
 
 def read_audio(path: Path, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Decode a whole file to samples[n] at `sample_rate`: channels averaged, resampled with soxr (HQ)."""
+    """Decode a whole file to samples[n] at `sample_rate`: channels averaged, resampled with soxr (HQ).
+
+    AudioError if it is missing, no audio that libsndfile knows, or holds no sample.
+    """
     try:
         samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
+    except _UNREADABLE as error:
         raise AudioError(_why(path, error)) from None
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
-    return mono if rate == sample_rate else soxr.resample(mono, rate, sample_rate).astype(np.float32)
+    if rate != sample_rate:
+        mono = soxr.resample(mono, rate, sample_rate).astype(np.float32)
+    if not len(mono):
+        raise AudioError(f"{path}: holds no sample")
+    return mono
 
 
 def slice_samples(samples: np.ndarray, start_s: float, end_s: float, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
@@ -64,7 +74,15 @@ def decode_audio(data: bytes) -> np.ndarray:
     return samples
 
 
+def is_missing(path: Path) -> bool:
+    """Whether no such file can be: also where the name is longer than the file system allows."""
+    try:
+        return not path.exists()
+    except OSError:
+        return True
+
+
 def _why(path: Path, error: Exception) -> str:
-    if not path.exists():
+    if is_missing(path):
         return f"{path}: there is no such file"
     return f"{path}: cannot be read as audio ({error})"

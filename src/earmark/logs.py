@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from earmark.errors import EarmarkError
 
 Item = TypeVar("Item")
+LOG_INTERVAL_S = 60.0  # between two lines of progress in a log file
 
 
 @contextmanager
@@ -49,5 +51,12 @@ def job_log(path: str | Path) -> Iterator[None]:
 
 def progress(items: Iterable[Item], *, total: int | None = None, unit: str) -> Iterator[Item]:
     """tqdm for a terminal; one line a minute in a log file."""
-    interval = 0.1 if sys.stderr.isatty() else 60.0
-    return iter(tqdm(items, total=total, unit=f" {unit}", mininterval=interval, maxinterval=interval, miniters=1))
+    if sys.stderr.isatty():
+        yield from tqdm(items, total=total, unit=f" {unit}")
+        return
+    told = time.monotonic()
+    for count, item in enumerate(items, start=1):
+        yield item
+        if time.monotonic() - told >= LOG_INTERVAL_S:
+            told = time.monotonic()
+            logging.info("%d%s %s", count, f" of {total}" if total else "", unit)

@@ -20,7 +20,10 @@ def score_alignments(alignments: list[Path], corpus: list[Path], reference: Path
     `reference` is a Parquet table of segment_id and words: list of {word, start_s, end_s}. A segment is compared only
     where both sides hold the same words; how many were not is reported.
     """
-    known = {row["segment_id"]: row["words"] for row in read_table(reference).to_pylist()}
+    table = read_table(reference)
+    if missing := {"segment_id", "words"} - set(table.column_names):
+        raise InputError(f"{reference}: lacks the column {sorted(missing)[0]}; expected segment_id and words")
+    known = {row["segment_id"]: row["words"] for row in table.to_pylist()}
     speaker_of = {
         row["segment_id"]: row["speaker_id"]
         for path in corpus

@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 import logging
 import multiprocessing
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,15 @@ from earmark.alignment.intervals import WordInterval, clip_intervals, intervals_
 from earmark.alignment.pocketsphinx_aligner import PocketSphinxAligner
 from earmark.artifacts import ALIGNMENTS, StageTable, iterate_rows
 from earmark.audio import read_audio, slice_samples
+from earmark.errors import EarmarkError
 from earmark.logs import progress
 
 # segment_id, samples[n] at 16 kHz, duration_s, words
 Task = tuple[str, np.ndarray, float, list[str]]
 # segment_id, aligned words, (reason, detail) of a rejection
 Result = tuple[str, list[WordInterval], tuple[str, str] | None]
+
+TASKS_AHEAD = 8  # per worker; their audio is in memory
 
 _aligner: PocketSphinxAligner | None = None  # one per worker process
 
@@ -38,9 +44,11 @@ def align_shard(
     with (
         StageTable(output, ALIGNMENTS, unit="segments", max_rejected_fraction=max_rejected_fraction) as table,
         # Forked workers would inherit the parent's open writer and locks; spawned ones start clean.
-        multiprocessing.get_context("spawn").Pool(threads, _start_worker, (lexicon, seed)) as pool,
+        ProcessPoolExecutor(
+            threads, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(lexicon, seed)
+        ) as pool,
     ):
-        results = pool.imap(_align, _tasks(rows), chunksize=4)
+        results = _aligned(pool, _tasks(rows), threads * TASKS_AHEAD)
         for segment_id, words, problem in progress(results, total=len(rows), unit="segments"):
             table.rejected.input += 1
             if problem:
@@ -55,6 +63,22 @@ def align_shard(
                 }
             )
         logging.info("%d of %d segments aligned", table.rejected.kept, table.rejected.input)
+
+
+def _aligned(pool: ProcessPoolExecutor, tasks: Iterator[Task], ahead: int) -> Iterator[Result]:
+    """Results in the order of `tasks`, of which no more than `ahead` are under way. EarmarkError if a worker dies."""
+    pending: deque[Future[Result]] = deque()
+    try:
+        for task in tasks:
+            pending.append(pool.submit(_align, task))
+            if len(pending) >= ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool:
+        raise EarmarkError(
+            "an aligner process was killed, most likely for memory; give the job more memory, or lower align.threads"
+        ) from None
 
 
 def _tasks(rows: list[dict[str, Any]]) -> Iterator[Task]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from pocketsphinx import Decoder
 from earmark.alignment.intervals import WordInterval
 from earmark.audio import SAMPLE_RATE
 from earmark.errors import InputError
+from earmark.text import normalise
 
 PAD_S = 0.25  # silence on both sides: the search needs room to enter and leave the first and last word
 DITHER = 1e-3  # white noise added: digital silence gives features that no model state fits
@@ -33,15 +35,18 @@ class PocketSphinxAligner:
 
     def _read_lexicon(self, lexicon: Path) -> None:
         try:
-            lines = lexicon.read_text(encoding="utf-8").splitlines()
+            lines = lexicon.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{lexicon}: cannot be read ({error}); set align.lexicon") from None
         for number, line in enumerate(lines, start=1):
             if not line.strip() or line.startswith("#"):
                 continue
-            word, *phonemes = line.split()
+            written, *phonemes = line.split()
             if not phonemes:
-                raise InputError(f"{lexicon}:{number}: {word!r} has no phonemes; write 'word PH ON EM ES'")
+                raise InputError(f"{lexicon}:{number}: {written!r} has no phonemes; write 'word PH ON EM ES'")
+            word = normalise(re.sub(r"\(\d+\)$", "", written))
+            if not word or " " in word:
+                raise InputError(f"{lexicon}:{number}: {written!r} is not one word; give each word a line of its own")
             # Several pronunciations of a word are numbered as in the CMU dictionary: word, word(2), ...
             count, spelling = 1, word
             while self._decoder.lookup_word(spelling) is not None:

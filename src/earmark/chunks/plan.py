@@ -48,11 +48,15 @@ def spoken_terms(words: Sequence[dict[str, Any]], finder: MentionFinder) -> list
 def term_chunk(
     term: SpokenTerm, terms: Sequence[SpokenTerm], words: Sequence[dict[str, Any]], duration_s: float, context_s: float
 ) -> PlannedChunk:
-    """The slice of `context_s` on each side of `term`, kept inside the segment of `duration_s`."""
+    """The slice of `context_s` on each side of `term`, kept inside the segment of `duration_s`.
+
+    Another term is heard in it where all words of that term stand in the slice's text.
+    """
     start_s = max(0.0, term.start_s - context_s)
     end_s = min(duration_s, term.end_s + context_s)
-    others = {t.main_term for t in terms if start_s <= t.start_s and t.end_s <= end_s} - {term.main_term}
-    return PlannedChunk(start_s, end_s, term, tuple(sorted(others)), _text_inside(words, start_s, end_s))
+    inside = _words_inside(words, start_s, end_s)
+    heard = {t.main_term for t in terms if all(w in inside for w in _words_inside(words, t.start_s, t.end_s))}
+    return PlannedChunk(start_s, end_s, term, tuple(sorted(heard - {term.main_term})), _text(inside))
 
 
 def no_term_chunk(
@@ -71,7 +75,7 @@ def no_term_chunk(
     place = random.choice(len(gaps), p=room / room.sum()) if room.sum() > 0 else 0
     start_s = gaps[place][0] + random.uniform(0.0, room[place])
     end_s = min(start_s + length_s, gaps[place][1])
-    return PlannedChunk(start_s, end_s, None, (), _text_inside(words, start_s, end_s))
+    return PlannedChunk(start_s, end_s, None, (), _text(_words_inside(words, start_s, end_s)))
 
 
 def segment_random(seed: int, segment_id: str) -> np.random.Generator:
@@ -80,6 +84,10 @@ def segment_random(seed: int, segment_id: str) -> np.random.Generator:
     return np.random.default_rng([seed, int.from_bytes(digest)])
 
 
-def _text_inside(words: Sequence[dict[str, Any]], start_s: float, end_s: float) -> str:
+def _words_inside(words: Sequence[dict[str, Any]], start_s: float, end_s: float) -> list[dict[str, Any]]:
     """The words of which at least half lies inside."""
-    return " ".join(w["word"] for w in words if start_s <= (w["start_s"] + w["end_s"]) / 2 < end_s)
+    return [w for w in words if start_s <= (w["start_s"] + w["end_s"]) / 2 < end_s]
+
+
+def _text(words: Sequence[dict[str, Any]]) -> str:
+    return " ".join(w["word"] for w in words)

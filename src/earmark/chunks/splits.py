@@ -47,6 +47,8 @@ def make_rule(
     ConfigError for a name that does not occur, or a speaker in both dev and test.
     """
     test = _chosen(speakers, test_speakers, "splits.test_speakers", f"{seed}:speaker", 0.0)
+    if isinstance(dev_speakers, list) and (both := sorted(test & set(dev_speakers))):
+        raise ConfigError(f"splits.dev_speakers: {both[0]!r} is a test speaker too; a speaker belongs to one split")
     dev_from = test_speakers if isinstance(test_speakers, float | int) else 0.0
     dev = _chosen(speakers - test, dev_speakers, "splits.dev_speakers", f"{seed}:speaker", float(dev_from))
     wanted = unseen_terms if isinstance(unseen_terms, float | int) else [normalise(term) for term in unseen_terms]
@@ -107,7 +109,8 @@ def _chosen(names: set[str], wanted: float | list[str], key: str, salt: str, ski
         return {name for name in names if skip <= _position(name, salt) < skip + wanted}
     if missing := sorted(set(wanted) - names):
         some = ", ".join(sorted(names)[:10])
-        raise ConfigError(f"{key}: {missing[0]!r} does not occur in this corpus; known are {some} …")
+        where = "in the glossary" if key == "splits.unseen_terms" else "among the speakers of the chunks"
+        raise ConfigError(f"{key}: {missing[0]!r} does not occur {where}; known are {some} …")
     return set(wanted)
 
 

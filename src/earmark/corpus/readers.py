@@ -88,14 +88,14 @@ def read_manifest(manifest: Path, format: str, audio_root: Path | None, language
 
 def _decode(line: bytes) -> str:
     try:
-        return line.decode("utf-8").rstrip("\r\n")
+        return line.decode("utf-8").removeprefix("\ufeff").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise _LineError("not_utf8", f"byte {error.start} of the line is not UTF-8") from None
 
 
 def _tsv_fields(manifest: Path, lines: Iterator[tuple[int, bytes]]) -> Callable[[str], dict[str, str]]:
     try:
-        header = _decode(next(lines)[1]).removeprefix("\ufeff").split("\t")
+        header = _decode(next(lines)[1]).split("\t")
     except StopIteration:
         raise InputError(f"{manifest}: the manifest is empty; expected a header line and one segment a line") from None
     except _LineError as error:
@@ -123,18 +123,28 @@ def _jsonl_fields(manifest: Path, lines: Iterator[tuple[int, bytes]]) -> Callabl
     def fields_of(line: str) -> dict[str, str]:
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
             raise _LineError("broken_line", f"not valid JSON ({error})") from None
         if not isinstance(row, dict):
             raise _LineError("broken_line", "not a JSON object")
-        return {
-            name: str(row[spelling])
+        fields = {
+            name: row[spelling]
             for name, spellings in COLUMNS.items()
             for spelling in spellings[::-1]
             if row.get(spelling) is not None
         }
+        for name, value in fields.items():
+            if not isinstance(value, str | int | float) or isinstance(value, bool):
+                raise _LineError("broken_line", f"{name} is a {type(value).__name__}; expected text or a number")
+            if isinstance(value, str) and not _encodable(value):
+                raise _LineError("not_utf8", f"{name} holds half of a surrogate pair (\\ud800 to \\udfff)")
+        return {name: str(value) for name, value in fields.items()}
 
     return fields_of
+
+
+def _encodable(value: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 _FORMATS = {"tsv": _tsv_fields, "jsonl": _jsonl_fields}

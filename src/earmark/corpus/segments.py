@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from earmark.artifacts import CORPUS, StageTable, iterate_rows
-from earmark.audio import SAMPLE_RATE, read_audio, slice_samples
+from earmark.audio import SAMPLE_RATE, is_missing, read_audio, slice_samples
 from earmark.errors import AudioError
 from earmark.logs import progress
 
@@ -39,7 +39,7 @@ def check_segments(
             try:
                 samples = read_audio(path)
             except AudioError as error:
-                reason = "unreadable_audio" if path.exists() else "missing_audio"
+                reason = "missing_audio" if is_missing(path) else "unreadable_audio"
                 for row in segments:
                     table.reject(row["segment_id"], reason, f"{row['source']}: {error}")
                 continue

@@ -19,6 +19,8 @@ from earmark.errors import InputError
 MANIFEST = CORPUS.append(pa.field("source", pa.string()))
 
 UNKNOWN_DURATION_S = 5.0  # what a segment without duration_s weighs when shards are balanced
+OPEN_SHARDS = 250  # written in one pass: well under the number of files a process may open
+PENDING_ROWS = 100_000  # held in memory over all open shards
 
 
 def split_manifest(
@@ -34,7 +36,8 @@ def split_manifest(
     """Write `shards[name]` (MANIFEST tables) and, beside `summary`, the lines that are no segments.
 
     Recordings are dealt out longest first, each to the shard that holds the least: deterministic, balanced by
-    duration, and a recording is never split. The manifest is read twice, so only recording ids stay in memory.
+    duration, and a recording is never split. The manifest is read once to deal and once for every OPEN_SHARDS shards
+    to write, so only ids stay in memory.
     """
     weights: dict[str, float] = defaultdict(float)
     rejected = RejectedRows("manifest lines", max_rejected_fraction)
@@ -49,14 +52,22 @@ def split_manifest(
         raise InputError(f"{manifest}: the manifest holds no segment; add one segment a line below the header")
     rejected.close(summary)
     shard_of = _deal(weights, sorted(shards))
-    with ExitStack() as stack:
-        tables = {
-            name: stack.enter_context(StageTable(path, MANIFEST, unit="segments", max_rejected_fraction=0))
-            for name, path in shards.items()
-        }
-        for row in read_manifest(manifest, format, audio_root, language):
-            if not isinstance(row, BadLine):
-                table = tables[shard_of[row.recording_id]]
+    names = sorted(shards)
+    for first in range(0, len(names), OPEN_SHARDS):
+        batch = names[first : first + OPEN_SHARDS]
+        with ExitStack() as stack:
+            tables = {
+                name: stack.enter_context(
+                    StageTable(
+                        shards[name], MANIFEST, unit="segments", max_rejected_fraction=0,
+                        rows_per_group=PENDING_ROWS // len(batch),
+                    )
+                )
+                for name in batch
+            }  # fmt: skip
+            for row in read_manifest(manifest, format, audio_root, language):
+                if isinstance(row, BadLine) or (table := tables.get(shard_of[row.recording_id])) is None:
+                    continue
                 table.rejected.input += 1
                 table.keep(asdict(row))
     write_json(summary, rejected.counts())

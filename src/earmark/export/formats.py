@@ -90,16 +90,16 @@ def _funasr_nano_problem(row: dict[str, Any]) -> str | None:
         return f"roles are {roles}"
     if not _NANO_USER.fullmatch(row["messages"][-2]["content"]):
         return "the user content is not the prompt and one absolute path between the speech marks"
-    if not row["messages"][-1]["content"]:
-        return "the assistant content is empty"
+    if not _is_text(row["messages"][-1]["content"]):
+        return "the assistant content is empty or no text"
     return _length_problem(row, "speech_length", "text_length")
 
 
 def _funasr_problem(row: dict[str, Any]) -> str | None:
     if set(row) != {"key", "source", "target", "source_len", "target_len"}:
         return f"keys are {sorted(row)}"
-    if not row["source"].startswith("/") or not row["target"] or not row["key"]:
-        return "key or target is empty, or source is no absolute path"
+    if not row["source"].startswith("/") or not _is_text(row["target"]) or not _is_text(row["key"]):
+        return "key or target is empty or no text, or source is no absolute path"
     if row["target_len"] != text_units(row["target"]):
         return f"target_len {row['target_len']} is not the length of target"
     return _length_problem(row, "source_len", "target_len")
@@ -111,13 +111,19 @@ def _conversation_problem(row: dict[str, Any]) -> str | None:
         return "turns are not user, assistant"
     if not _CONVERSATION_USER.fullmatch(turns[0]["value"]):
         return "the user turn has no <audio>/absolute/path</audio> followed by a prompt"
-    return None if turns[1]["value"] else "the assistant turn is empty"
+    return None if _is_text(turns[1]["value"]) else "the assistant turn is empty or no text"
 
 
 def _flat_problem(row: dict[str, Any]) -> str | None:
     if not set(row) <= {"audio", "text", "prompt"}:
         return f"keys are {sorted(row)}"
-    return None if row["audio"].startswith("/") and row["text"] else "text is empty, or audio is no absolute path"
+    if not row["audio"].startswith("/") or not _is_text(row["text"]):
+        return "text is empty or no text, or audio is no absolute path"
+    return None if isinstance(row.get("prompt", ""), str) else "prompt is no text"
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _length_problem(row: dict[str, Any], *names: str) -> str | None:

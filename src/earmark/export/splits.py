@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from earmark.artifacts import RejectedRows, atomic_path, iterate_rows, read_json
-from earmark.export.formats import NO_TERM, Example, conversation, flat, funasr, funasr_nano, line_problem
+from earmark.export.formats import NO_TERM, Example, conversation, fbank_frames, flat, funasr, funasr_nano, line_problem
 from earmark.export.tokenizer import token_counter
 from earmark.export.wavs import wav_path
 
@@ -30,7 +30,8 @@ def export_split(
 
     The conversation and flat formats learn `task`: transcribe (the chunk's words) or spot_terms (the display forms of
     the terms heard, or "none"). The funasr formats always transcribe. Every line is read back and checked. Rejected:
-    no_text, a chunk without words where the format transcribes.
+    no_text, a chunk without words where the format transcribes; too_short, less than one fbank frame where the format
+    counts them.
     """
     line_of = _writer(format, tokenizer)
     transcribes = task == "transcribe" or format.startswith("funasr")
@@ -52,6 +53,9 @@ def export_split(
                 )
                 if not example.answer:
                     rejected.reject(row["chunk_id"], "no_text", "no aligned word lies in the chunk")
+                    continue
+                if format.startswith("funasr") and fbank_frames(example.duration_s) < 1:
+                    rejected.reject(row["chunk_id"], "too_short", f"{example.duration_s:.3f} s hold no fbank frame")
                     continue
                 line = json.dumps(line_of(example), ensure_ascii=False)
                 if problem := line_problem(format, json.loads(line)):

@@ -74,7 +74,10 @@ def _read_terms(path: Path, glossary: Glossary) -> None:
             continue
         if main in glossary.terms:
             glossary.conflict("duplicate_term", main, path, "the later entry replaces the earlier one")
-        glossary.terms[main] = {"term": phrase, **entry}
+        shown = entry.get("term", phrase)
+        if not isinstance(shown, str) or not shown.strip():
+            raise InputError(f"{path}: the term of {phrase[:80]!r} is {shown!r}; expected the text to show for it")
+        glossary.terms[main] = {**entry, "term": shown}
 
 
 def _read_aliases(path: Path, aliases: dict[str, tuple[str, Path]], glossary: Glossary) -> None:
@@ -91,10 +94,9 @@ def _read_aliases(path: Path, aliases: dict[str, tuple[str, Path]], glossary: Gl
 
 def _resolve(aliases: dict[str, tuple[str, Path]], glossary: Glossary) -> None:
     for alias, (target, path) in aliases.items():
-        if alias == target:
-            continue
         if alias in glossary.terms:
-            glossary.conflict("alias_is_main_term", alias, path, f"stays a main term, no alias of {target!r}")
+            if alias != target:
+                glossary.conflict("alias_is_main_term", alias, path, f"stays a main term, no alias of {target!r}")
             continue
         seen = [alias]
         while target not in glossary.terms and target in aliases and target not in seen:

@@ -1,0 +1,29 @@
+# report: everything measured -> report.html
+
+
+rule report:
+    input:
+        funnel=rules.funnel.output,
+        conflicts=rules.glossary.output.conflicts,
+        alignment=ALIGN_ACCURACY,
+        models=[DATA / "models" / backend for backend in BACKENDS],
+        metrics=[DATA / "evaluation" / backend / "metrics.json" for backend in BACKENDS],
+        predictions=[
+            DATA / "evaluation" / backend / "predictions.parquet"
+            for backend in BACKENDS
+        ],
+    output:
+        DATA / "report.html",
+    log:
+        LOGS / "report.log",
+    threads: 1
+    resources:
+        **grows(mem_mb=1500, runtime_min=30),
+    params:
+        run_folder=DATA,
+        benchmarks=LOGS / "benchmarks",
+        config=config,
+    message:
+        "Writing the report"
+    script:
+        "../workflow/scripts/report.py"

@@ -1,0 +1,1 @@
+"""How well a backend finds spoken terms, on speakers that training has not heard."""

@@ -1,0 +1,104 @@
+"""What a run reached, read from its artifacts: for the terminal and for the page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from earmark.artifacts import read_json
+from earmark.errors import InputError
+
+CONTROL = "retriever_random"
+RECALL_AT = (1, 5, 10, 20)
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    """A run's measured figures; `alignment` is None where no true word times were known."""
+
+    folder: Path
+    funnel: dict[str, Any]
+    alignment: dict[str, Any] | None
+    metrics: dict[str, dict[str, Any]]  # by backend, the control last
+    losses: dict[str, list[dict[str, Any]]]  # train_metrics.jsonl by backend
+    audits: dict[str, dict[str, Any]]
+
+    def recall(self, backend: str, group: str, k: int, split: str = "test") -> float | None:
+        """Recall@k of a group of terms (all, seen, unseen); None where the split holds no such chunk."""
+        return _value(self.metrics[backend][split]["retrieval"][group].get(f"recall@{k}"))
+
+
+def read_figures(folder: Path) -> RunFigures:
+    """Read the figures of a finished run from `folder`, data/{run}."""
+    found = sorted(
+        (path.parent.name for path in folder.glob("evaluation/*/metrics.json")), key=lambda b: (b == CONTROL, b)
+    )
+    if not found:
+        raise InputError(f"{folder}: holds no evaluation/*/metrics.json; run the stage evaluate first")
+    accuracy = folder / "evaluation/alignment.json"
+    return RunFigures(
+        folder=folder,
+        funnel=read_json(folder / "funnel.json"),
+        alignment=read_json(accuracy) if accuracy.exists() else None,
+        metrics={backend: read_json(folder / "evaluation" / backend / "metrics.json") for backend in found},
+        losses={backend: _read_lines(folder / "models" / backend / "train_metrics.jsonl") for backend in found},
+        audits={backend: read_json(folder / "models" / backend / "audit.json") for backend in found},
+    )
+
+
+def print_figures(folder: Path) -> None:
+    """Print the figures that a reader wants first, and where the report is."""
+    figures = read_figures(folder)
+    print(f"\n{folder.name}: {_funnel_sentence(figures.funnel)}")
+    if figures.alignment:
+        every = figures.alignment["all"]
+        print(
+            f"alignment: {every['within_50_ms']:.1%} of {every['boundaries']:,} word boundaries within 50 ms, "
+            f"median {every['median_ms']:.0f} ms"
+        )
+    for backend, metrics in figures.metrics.items():
+        name = f"{backend}, the control" if backend == CONTROL else backend
+        print(f"\n{name}: test speakers, {metrics['main_terms']} main terms")
+        print(f"  {'':14}{'n':>6}" + "".join(f"{f'R@{k}':>8}" for k in RECALL_AT) + f"{'MRR':>8}")
+        for group in ("seen", "unseen"):
+            row = metrics["test"]["retrieval"][group]
+            values = [_value(row.get(f"recall@{k}")) for k in RECALL_AT] + [_value(row.get("mrr"))]
+            print(f"  {group + ' terms':14}{row['n']:>6}" + "".join(f"{_shown(value):>8}" for value in values))
+        print(f"  rejection: {rejection_sentence(metrics)}")
+    report = folder / "report.html"
+    print(f"\nreport: {report.resolve() if report.exists() else 'not written yet'}")
+
+
+def rejection_sentence(metrics: dict[str, Any]) -> str:
+    """The test split's rejection figures in words."""
+    rejection = metrics["test"]["rejection"]
+    if "reason" in rejection:
+        return str(rejection["reason"])
+    terms = rejection["term_chunks"]["all"]
+    return (
+        f"{_shown(rejection['rejected_no_term'])} of {rejection['n_no_term']} no-term chunks rejected, "
+        f"{_shown(terms['false_rejection'])} of {terms['n']} term chunks falsely rejected, "
+        f"AUROC {_shown(terms['auroc'])}"
+    )
+
+
+def _funnel_sentence(funnel: dict[str, Any]) -> str:
+    steps = {step["step"]: step for step in funnel["steps"]}
+    return (
+        f"{steps['manifest']['input']:,} manifest lines, {steps['align']['kept']:,} segments aligned, "
+        f"{funnel['chunks']['term']:,} term chunks and {funnel['chunks']['no_term']:,} no-term chunks"
+    )
+
+
+def _value(figure: dict[str, float] | None) -> float | None:
+    return None if figure is None else figure["value"]
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,156 @@
+"""Writing report.html: everything a run measured, in one file that opens anywhere."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+import earmark
+from earmark.artifacts import atomic_path, iterate_rows
+from earmark.report import plots
+from earmark.report.figures import CONTROL, RECALL_AT, RunFigures, read_figures, rejection_sentence
+
+_SHOWN_ROWS = 30  # of long lists; the artifacts hold them whole
+
+
+def write_report(run_folder: Path, benchmarks: Path, config: dict[str, Any], output: Path) -> None:
+    """Write the page of the run in `run_folder`; `benchmarks` holds Snakemake's benchmark tables."""
+    figures = read_figures(run_folder)
+    predictions = {
+        backend: [row for row in iterate_rows(run_folder / "evaluation" / backend / "predictions.parquet")]
+        for backend in figures.metrics
+    }
+    main = next(iter(figures.metrics))
+    test = [row for row in predictions[main] if row["split"] == "test"]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["share"] = lambda value: "–" if value is None else f"{value:.3f}"
+    environment.filters["count"] = lambda value: f"{value:,}"
+    page = environment.get_template("page.html").render(
+        version=earmark.__version__,
+        figures=figures,
+        main=main,
+        control=CONTROL,
+        recall_at=RECALL_AT,
+        rejection_sentence=rejection_sentence,
+        funnel_plot=plots.funnel([(step["step"], step["kept"], step["rejected"]) for step in figures.funnel["steps"]]),
+        recall_plot=_recall_plot(figures),
+        rejection_plot=_rejection_plot(test, figures.metrics[main]["rejection_threshold"]),
+        training_plots={backend: _training_plot(lines) for backend, lines in figures.losses.items()},
+        confusions=_confusions(test),
+        hardest=_hardest_terms(test),
+        rejected=_rejected_rows(run_folder),
+        conflicts=_first_lines(run_folder / "glossary/conflicts.jsonl"),
+        stages=_stage_costs(benchmarks),
+        config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+    )
+    with atomic_path(output) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def _recall_plot(figures: RunFigures) -> str:
+    curves: dict[str, dict[int, float]] = {}
+    for backend in figures.metrics:
+        for group in ("seen", "unseen"):
+            recalls = {k: value for k in RECALL_AT if (value := figures.recall(backend, group, k)) is not None}
+            if recalls:
+                prefix = "random encoder, " if backend == CONTROL else ""
+                curves[f"{prefix}{group} terms"] = recalls
+    terms = next(iter(figures.metrics.values()))["main_terms"]
+    curves["chance"] = {k: min(1.0, k / terms) for k in RECALL_AT}
+    return plots.recall_curves(curves)
+
+
+def _rejection_plot(test: list[dict[str, Any]], threshold: float | None) -> str | None:
+    scores: dict[bool, list[float]] = {True: [], False: []}
+    for row in test:
+        scores[row["has_term"]].append(row["top_scores"][0])
+    if threshold is None or not scores[True] or not scores[False]:
+        return None
+    return plots.score_histogram(scores[True], scores[False], threshold)
+
+
+def _training_plot(lines: list[dict[str, Any]]) -> str:
+    losses: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    dev: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for line in lines:
+        for name, value in line.items():
+            if name.startswith("eval_") and ("recall" in name or "mrr" in name):
+                dev[name.removeprefix("eval_")].append((line["epoch"], value))
+            elif name.endswith("loss") and name not in ("train_loss", "eval_loss"):
+                losses[name].append((line["epoch"], value))
+    return plots.training_curves(losses, dev)
+
+
+def _confusions(test: list[dict[str, Any]]) -> list[tuple[str, str, int]]:
+    """(spoken, heard instead, how often): what stood first where the spoken term did not."""
+    pairs = Counter(
+        (row["main_term"], row["top_terms"][0])
+        for row in test
+        if row["has_term"] and row["rank"] > 1 and row["top_terms"][0] != row["main_term"]
+    )
+    return [(spoken, heard, count) for (spoken, heard), count in _ordered(pairs)[:_SHOWN_ROWS]]
+
+
+def _hardest_terms(test: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    ranks: dict[str, list[int]] = defaultdict(list)
+    seen = {}
+    for row in test:
+        if row["has_term"]:
+            ranks[row["main_term"]].append(row["rank"])
+            seen[row["main_term"]] = row["seen_term"]
+    rows = [
+        {
+            "term": term,
+            "seen": seen[term],
+            "n": len(found),
+            "first": sum(rank == 1 for rank in found) / len(found),
+            "in_ten": sum(rank <= 10 for rank in found) / len(found),
+        }
+        for term, found in ranks.items()
+    ]
+    return sorted(rows, key=lambda row: (row["in_ten"], row["first"], row["term"]))[:_SHOWN_ROWS]
+
+
+def _rejected_rows(run_folder: Path) -> list[dict[str, str]]:
+    """The first rejected rows of every artifact, with where they are listed."""
+    rows = []
+    for path in sorted(run_folder.rglob("*.rejected.jsonl")):
+        rows += [{"file": str(path.relative_to(run_folder)), **row} for row in _first_lines(path)]
+    return rows[: 3 * _SHOWN_ROWS]
+
+
+def _stage_costs(benchmarks: Path) -> list[dict[str, Any]]:
+    """Per rule: jobs, seconds in all, and the largest memory of one job, from Snakemake's benchmark tables."""
+    costs: dict[str, dict[str, Any]] = {}
+    for path in sorted(benchmarks.rglob("*.tsv")):
+        rule = path.relative_to(benchmarks).parts[0].removesuffix(".tsv")
+        cost = costs.setdefault(rule, {"rule": rule, "jobs": 0, "seconds": 0.0, "max_rss_mb": 0.0})
+        with path.open(encoding="utf-8") as file:
+            for row in csv.DictReader(file, delimiter="\t"):
+                cost["jobs"] += 1
+                cost["seconds"] += float(row["s"])
+                if re.fullmatch(r"[\d.]+", row["max_rss"]):  # "-" or "NA" for a job too short to be sampled
+                    cost["max_rss_mb"] = max(cost["max_rss_mb"], float(row["max_rss"]))
+    return sorted(costs.values(), key=lambda cost: -cost["seconds"])
+
+
+def _first_lines(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for _, line in zip(range(_SHOWN_ROWS), file, strict=False)]
+
+
+def _ordered(pairs: Counter[tuple[str, str]]) -> list[tuple[tuple[str, str], int]]:
+    return sorted(pairs.items(), key=lambda item: (-item[1], item[0]))

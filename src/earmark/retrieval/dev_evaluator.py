@@ -1,0 +1,52 @@
+"""How well a model under training hears the dev split's terms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from sentence_transformers.base import BaseModel
+from sentence_transformers.base.evaluation import BaseEvaluator
+
+from earmark.retrieval.chunk_frames import ChunkFrames
+from earmark.retrieval.model import embed_audio, embed_surfaces
+from earmark.retrieval.ranking import TermColumns, rank_of, term_scores
+from earmark.retrieval.split_rows import SplitRow
+
+RECALL = "dev_recall@10"
+MRR = "dev_mrr"
+
+
+class DevEvaluator(BaseEvaluator):
+    """Recall@10 and MRR over the dev chunks whose term training has heard, ranked among all main terms.
+
+    Terms without training audio never take part: a choice made on them would make them seen.
+    """
+
+    def __init__(self, rows: Sequence[SplitRow], frames: ChunkFrames, surfaces: dict[str, str], batch_size: int):
+        super().__init__()
+        self.rows = [row for row in rows if row.has_term and row.seen_term]
+        self.frames, self.surfaces, self.batch_size = frames, surfaces, batch_size
+        self.primary_metric = RECALL
+
+    def __call__(
+        self,
+        model: BaseModel,
+        output_path: str | None = None,
+        epoch: float | int = -1,
+        steps: int = -1,
+    ) -> dict[str, float]:
+        columns = TermColumns.of(list(self.surfaces.values()))
+        ranks = []
+        with torch.inference_mode():
+            surfaces = embed_surfaces(model, list(self.surfaces))
+            for start in range(0, len(self.rows), self.batch_size):
+                batch = self.rows[start : start + self.batch_size]
+                audio = embed_audio(model, *self.frames.batch([row.chunk_id for row in batch]))
+                scores = term_scores((audio @ surfaces.T).cpu().numpy(), columns)
+                for row, row_scores in zip(batch, scores, strict=True):
+                    assert row.main_term is not None
+                    ranks.append(rank_of(row_scores, columns, row.main_term, row.other_terms))
+        rank = np.array(ranks)
+        return {RECALL: float((rank <= 10).mean()), MRR: float((1 / rank).mean())}

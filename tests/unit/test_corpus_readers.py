@@ -1,0 +1,203 @@
+import json
+
+import pytest
+from earmark.corpus.readers import BadLine, Segment, read_manifest
+from earmark.errors import InputError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+HEADER = "segment_id\taudio\ttext\toffset_s\tduration_s\n"
+HOSTILE_IDS = ["../../evil", "a/b", 'a"b', "a\u2028b", "a\0b", "\U0001f600", "x" * 10_000, "a b", "", ".hidden", "-rf"]
+
+
+def read(tmp_path, content, format="tsv", **options):
+    path = tmp_path / f"manifest.{format}"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return list(read_manifest(path, format, options.get("audio_root"), options.get("language", "en")))
+
+
+def line(**changes):
+    row = {"key": "s1", "wav": "a.wav", "txt": "hello"} | changes
+    return json.dumps({name: value for name, value in row.items() if value is not ...}) + "\n"
+
+
+def test_a_full_tsv_line_becomes_a_segment(tmp_path):
+    content = (
+        "split\tlanguage\tspeaker\trecording_id\tduration_s\toffset_s\ttext\taudio\tsegment_id\tlicence\n"
+        "dev\tde\tanna\tr1\t2.5\t1.25\tHallo, Welt!\tsub/a.wav\ts1\tCC0\n"
+    )
+    assert read(tmp_path, content) == [
+        Segment("s1", "r1", "anna", str(tmp_path / "sub/a.wav"), 1.25, 2.5, "hallo welt", "de", "dev",
+                f"{tmp_path}/manifest.tsv:2")
+    ]  # fmt: skip
+
+
+def test_the_converters_input_lines_are_read_with_defaults(tmp_path):
+    [segment] = read(tmp_path, line(), "jsonl", audio_root=tmp_path / "audio", language="fr")
+    assert segment == Segment(
+        "s1", "a", "a", str(tmp_path / "audio/a.wav"), 0.0, None, "hello", "fr", None, f"{tmp_path}/manifest.jsonl:1"
+    )
+
+
+def test_an_absolute_audio_path_ignores_the_audio_root(tmp_path):
+    [segment] = read(tmp_path, line(wav="/elsewhere/b.flac"), "jsonl", audio_root=tmp_path)
+    assert (segment.audio_path, segment.recording_id) == ("/elsewhere/b.flac", "b")
+
+
+def test_our_own_column_names_win_over_other_spellings(tmp_path):
+    [segment] = read(tmp_path, line(segment_id="ours", id="theirs"), "jsonl")
+    assert segment.segment_id == "ours"
+
+
+def test_numbers_are_taken_as_ids_and_times(tmp_path):
+    [segment] = read(tmp_path, line(key=17, offset_s=1, duration_s="2.5"), "jsonl")
+    assert (segment.segment_id, segment.offset_s, segment.duration_s) == ("17", 1.0, 2.5)
+
+
+def test_windows_line_ends_and_byte_order_marks_change_nothing(tmp_path):
+    plain = read(tmp_path, HEADER + "s1\ta.wav\thello\t0\t1\n")
+    assert read(tmp_path, b"\xef\xbb\xbf" + (HEADER + "s1\ta.wav\thello\t0\t1\n").replace("\n", "\r\n").encode()) == plain
+    assert [row.segment_id for row in read(tmp_path, "\ufeff" + line().replace("\n", "\r\n"), "jsonl")] == ["s1"]
+
+
+def test_blank_lines_are_passed_over_and_line_numbers_stay_true(tmp_path):
+    rows = read(tmp_path, "\n" + HEADER + "\n  \ns1\ta.wav\thello\t0\t1\n\nbroken\n")
+    assert [getattr(row, "source", None) for row in rows] == [f"{tmp_path}/manifest.tsv:5", None]
+    assert rows[1].detail.startswith(f"{tmp_path}/manifest.tsv:7: ")
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        ("s2\ta.wav\thello\t0", "broken_line"),
+        ("s2\ta.wav\thello\t0\t1\textra", "broken_line"),
+        ("s2\ta.wav\thello\tzero\t1", "bad_time"),
+        ("s2\ta.wav\thello\t-1\t1", "bad_time"),
+        ("s2\ta.wav\thello\t0\tnan", "bad_time"),
+        ("s2\ta.wav\thello\tinf\t1", "bad_time"),
+        ("s2\ta.wav\thello\t0\t0", "bad_time"),
+        ("s2\ta.wav\thello\t0\t-0.5", "bad_time"),
+        ("s2\ta.wav\t\t0\t1", "no_text"),
+        ("s2\ta.wav\t... !?\t0\t1", "no_text"),
+        ("s2\t\thello\t0\t1", "bad_id"),  # no audio, so nothing to call the recording
+        ("s1\tb.wav\tother\t0\t1", "duplicate_id"),
+    ],
+)
+def test_a_bad_tsv_line_is_rejected_with_its_place_and_the_rest_is_read(tmp_path, cells, reason):
+    rows = read(tmp_path, f"{HEADER}s1\ta.wav\thello\t0\t1\n{cells}\ns3\ta.wav\thello\t0\t1\n")
+    assert [row.segment_id for row in rows if isinstance(row, Segment)] == ["s1", "s3"]
+    [bad] = [row for row in rows if isinstance(row, BadLine)]
+    assert bad.reason == reason
+    assert bad.detail.startswith(f"{tmp_path}/manifest.tsv:3: ")
+    assert bad.id == ("" if reason == "broken_line" else cells.split("\t")[0])
+
+
+def test_a_duplicate_names_the_line_of_the_first_one(tmp_path):
+    rows = read(tmp_path, line() + line(key="s2") + line(), "jsonl")
+    assert (rows[2].id, rows[2].reason, rows[2].detail) == (
+        "s1", "duplicate_id", f"{tmp_path}/manifest.jsonl:3: also on line 1",
+    )  # fmt: skip
+
+
+def test_the_id_of_a_rejected_line_stays_free_for_a_good_one(tmp_path):
+    rows = read(tmp_path, line(txt="?!") + line(), "jsonl")
+    assert [type(row) for row in rows] == [BadLine, Segment]
+
+
+@pytest.mark.parametrize("identifier", HOSTILE_IDS)
+@pytest.mark.parametrize("field", ["key", "recording_id", "speaker"])
+def test_hostile_ids_are_rejected_whole(tmp_path, field, identifier):
+    rows = read(tmp_path, line(**{field: identifier}), "jsonl")
+    if not identifier and field != "key":
+        assert isinstance(rows[0], Segment)  # an empty cell means "not stated"
+    else:
+        assert (rows[0].reason, rows[0].id) == ("bad_id", identifier if field == "key" else "s1")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"key": "s1", "wav": "a.wav", "txt": "he', "broken_line"),
+        (b'["s1", "a.wav", "hello"]', "broken_line"),
+        (b'"s1"', "broken_line"),
+        (b"{" * 100_000, "broken_line"),
+        (b'{"key": ' + b"1" * 5000 + b"}", "broken_line"),
+        (line(txt=...).encode(), "broken_line"),
+        (line(wav=...).encode(), "broken_line"),
+        (line(key=None).encode(), "broken_line"),
+        (line(txt=["hello"]).encode(), "broken_line"),
+        (line(txt={"a": "hello"}).encode(), "broken_line"),
+        (line(key=True).encode(), "broken_line"),
+        (line(offset_s=float("nan")).encode(), "bad_time"),
+        (line(duration_s=-1).encode(), "bad_time"),
+        (line(duration_s=10**400).encode(), "bad_time"),
+        (line(wav="a\0b.wav", recording_id="r").encode(), "missing_audio"),
+        (b'{"key": "\xff", "wav": "a.wav", "txt": "x"}', "not_utf8"),
+        (b'{"key": "s1", "wav": "a\\ud800.wav", "txt": "x", "recording_id": "r"}', "not_utf8"),
+        (b'{"key": "s1", "wav": "a.wav", "txt": "x", "split": "\\udfff"}', "not_utf8"),
+    ],
+)
+def test_a_bad_json_line_is_rejected_with_its_place_and_the_rest_is_read(tmp_path, content, reason):
+    good = line(key="good")
+    rows = read(tmp_path, content.rstrip(b"\n") + b"\n" + good.encode(), "jsonl")
+    assert (rows[0].reason, rows[1].segment_id) == (reason, "good")
+    assert rows[0].detail.startswith(f"{tmp_path}/manifest.jsonl:1: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "the manifest is empty"),
+        ("\n\n", "the manifest is empty"),
+        ("segment_id\taudio\n", "lacks the column text or txt; it has: segment_id, audio"),
+        ("s1\ta.wav\thello\n", "lacks the column segment_id or id or key, audio or wav or audio_path, text or txt"),
+        (b"segment_id\taudio\xff\ttext\n", "save the manifest as UTF-8"),
+        (HEADER.encode("utf-16"), "save the manifest as UTF-8"),
+    ],
+)
+def test_a_manifest_without_a_usable_header_is_refused(tmp_path, content, says):
+    with pytest.raises(InputError) as caught:
+        read(tmp_path, content)
+    assert str(tmp_path / "manifest.tsv") in str(caught.value)
+    assert says in str(caught.value)
+
+
+def test_a_missing_manifest_names_the_setting(tmp_path):
+    with pytest.raises(InputError, match=r"none\.tsv: there is no such manifest; set corpus\.manifest"):
+        next(read_manifest(tmp_path / "none.tsv", "tsv", None, "en"))
+
+
+_NASTY = st.sampled_from(["\t", "\n", "\r", "\0", "nan", "../", '"', "\ufeff", "\ud800", "1e999", "s1", "a.wav", "x"])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@given(
+    format=st.sampled_from(["tsv", "jsonl"]),
+    content=st.one_of(
+        st.binary(max_size=300),
+        st.lists(_NASTY, max_size=40).map(lambda parts: HEADER.encode() + "".join(parts).encode(errors="surrogatepass")),
+        st.lists(
+            st.dictionaries(
+                st.sampled_from(["key", "wav", "txt", "offset_s", "duration_s", "speaker", "split", "recording_id"]),
+                st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), _NASTY, st.text(), st.lists(st.text())),
+            ),
+            max_size=5,
+        ).map(lambda rows: "\n".join(map(json.dumps, rows)).encode()),
+    ),
+)
+def test_whatever_the_bytes_a_reader_gives_rows_or_an_input_error(tmp_path, format, content):
+    try:
+        rows = read(tmp_path, content, format)
+    except InputError as error:
+        assert str(tmp_path) in str(error)
+        return
+    assert len(rows) <= len([part for part in content.split(b"\n") if part.strip()])
+    for row in rows:
+        if isinstance(row, BadLine):
+            assert row.reason
+            assert f"manifest.{format}:" in row.detail
+        else:
+            json.dumps(vars(row), ensure_ascii=False).encode()  # fits into a file
+            assert row.offset_s >= 0
+            assert row.duration_s is None or row.duration_s > 0
+            assert row.text

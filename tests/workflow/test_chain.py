@@ -1,0 +1,163 @@
+"""The whole workflow on a few talks of the demo: every stage, a second run, partial re-runs, the report."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+STAGES = ("corpus", "align", "glossary", "chunks", "merge", "export", "train", "index", "evaluate", "report")
+ARTIFACT_OF = {
+    "corpus": "corpus/0001.parquet",
+    "align": "alignments/0001.parquet",
+    "glossary": "glossary/glossary.json",
+    "chunks": "chunks/0001.parquet",
+    "merge": "funnel.json",
+    "export": "export/flat/test.jsonl",
+    "train": "models/retriever/modules.json",
+    "index": "index/retriever/terms.faiss",
+    "evaluate": "evaluation/retriever/metrics.json",
+    "report": "report.html",
+}
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory, run_snakemake: Callable, small_config: dict[str, Any]) -> Path:
+    """A folder in which the stages were asked for by name, one after the other."""
+    folder = tmp_path_factory.mktemp("chain")
+    for stage in STAGES:
+        run = run_snakemake(folder, stage, configfile=small_config, timeout=600)
+        assert run.status == 0, run.output[-4000:]
+        assert (folder / "data/small" / ARTIFACT_OF[stage]).exists(), f"{stage} wrote nothing"
+    run = run_snakemake(folder, configfile=small_config, timeout=600)
+    assert run.status == 0, run.output[-4000:]
+    return folder
+
+
+def _times(folder: Path) -> Iterator[tuple[str, int]]:
+    for path in sorted((folder / "data/small").rglob("*")):
+        if path.is_file() and path.name != ".snakemake_timestamp":
+            yield str(path.relative_to(folder / "data/small")), path.stat().st_mtime_ns
+
+
+def _rewritten(before: dict[str, int], after: dict[str, int]) -> set[str]:
+    return {name.split("/")[0] for name in after if before.get(name) != after[name]}
+
+
+def test_second_run_has_nothing_to_do(chain: Path, run_snakemake: Callable, small_config: dict[str, Any]) -> None:
+    before = dict(_times(chain))
+    run = run_snakemake(chain, configfile=small_config)
+    assert run.status == 0
+    assert "Nothing to be done" in run.output
+    assert dict(_times(chain)) == before
+
+
+def test_every_row_is_accounted_for(chain: Path, small_config: dict[str, Any]) -> None:
+    funnel = json.loads((chain / "data/small/funnel.json").read_text())
+    manifest = Path(small_config["corpus"]["manifest"]).read_text().splitlines()
+    assert funnel["steps"][0]["input"] == len(manifest) - 1
+    for step in funnel["steps"]:
+        assert step["kept"] + step["rejected"] == step["input"]
+        assert sum(step["reasons"].values()) == step["rejected"]
+    in_splits = sum(pq.read_metadata(chain / f"data/small/splits/{name}.parquet").num_rows for name in funnel["splits"])
+    assert in_splits == funnel["steps"][-1]["kept"] > 100
+
+
+def test_unseen_terms_and_test_speakers_are_not_in_training(chain: Path, small_config: dict[str, Any]) -> None:
+    train = pq.read_table(chain / "data/small/splits/train.parquet").to_pylist()
+    assert not {row["speaker_id"] for row in train} & set(small_config["splits"]["test_speakers"])
+    unseen = set(small_config["splits"]["unseen_terms"])
+    assert unseen
+    assert not any(unseen & {row["main_term"], *row["other_terms"]} for row in train)
+
+
+def test_model_loads_in_a_fresh_process_with_three_lines(chain: Path) -> None:
+    program = (
+        "import sys, numpy\n"
+        "from sentence_transformers import SentenceTransformer\n"
+        "model = SentenceTransformer(sys.argv[1])\n"
+        "term = model.encode(['photosynthesis'])\n"
+        "sound = model.encode([{'array': numpy.zeros(16000, numpy.float32), 'sampling_rate': 16000}])\n"
+        "assert term.shape == sound.shape and abs((term ** 2).sum() - 1) < 1e-4\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(chain / "data/small/models/retriever")],
+        capture_output=True, text=True, timeout=120, cwd=chain,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_redoing_one_stage_alone_touches_no_other(
+    chain: Path, tmp_path: Path, run_snakemake: Callable, small_config: dict[str, Any]
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(chain, folder, symlinks=True)
+    before = dict(_times(folder))
+    arguments = ("--forcerun", "chunks_shard", "--until", "chunks_shard")
+    run = run_snakemake(folder, configfile=small_config, arguments=arguments)
+    assert run.status == 0, run.output[-2000:]
+    assert _rewritten(before, dict(_times(folder))) == {"chunks"}
+
+
+def test_one_changed_key_re_runs_only_what_depends_on_it(
+    chain: Path, run_snakemake: Callable, small_config: dict[str, Any]
+) -> None:
+    changed = {**small_config, "evaluate": {"bootstrap_resamples": 21}}
+    run = run_snakemake(chain, configfile=changed, arguments=("--dry-run",))
+    assert run.status == 0
+    rules = set(re.findall(r"^rule (\w+):|^(\w+) +\d+$", run.output, re.MULTILINE))
+    named = {name for pair in rules for name in pair if name} - {"all", "total"}
+    assert named == {"evaluate_backend", "report"}
+
+
+def test_figures_are_printed_with_the_report(chain: Path) -> None:
+    command = [str(Path(sys.executable).with_name("earmark")), "figures", "data/small"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=chain)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((chain / "data/small/evaluation/retriever/metrics.json").read_text())
+    assert f"{metrics['test']['retrieval']['seen']['recall@10']['value']:.3f}" in done.stdout
+    assert str(chain / "data/small/report.html") in done.stdout
+
+
+def test_figures_of_an_unfinished_run_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("earmark")), "figures", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "run the stage evaluate first" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_report_is_one_file_that_asks_for_nothing_from_outside(chain: Path) -> None:
+    page = (chain / "data/small/report.html").read_text()
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!#)""", page.replace("xlink:href", "href")), "refers to a file"
+    assert "@import" not in page and "<script" not in page
+    assert page.count("<svg") >= 4
+
+
+def test_report_renders_in_a_browser(chain: Path, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    picture = tmp_path / "report.png"
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+    command += [
+        "--disable-background-networking",
+        "--disable-component-update",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    page = (chain / "data/small/report.html").as_uri()
+    dom = subprocess.run([*command, "--dump-dom", page], capture_output=True, text=True, timeout=120)
+    assert dom.returncode == 0, dom.stderr[-1000:]
+    metrics = json.loads((chain / "data/small/evaluation/retriever/metrics.json").read_text())
+    assert f"{metrics['test']['retrieval']['unseen']['recall@10']['value']:.3f}" in dom.stdout
+    shot = [*command, f"--screenshot={picture}", "--window-size=1100,1600", page]
+    assert subprocess.run(shot, capture_output=True, timeout=120).returncode == 0
+    assert picture.stat().st_size > 50_000, "the page is blank"

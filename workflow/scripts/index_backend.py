@@ -1,0 +1,14 @@
+from pathlib import Path
+
+from earmark.logs import job_log
+from earmark.retrieval.index import build_index
+
+with job_log(snakemake.log[0]):
+    build_index(
+        Path(snakemake.input.model),
+        Path(snakemake.input.glossary),
+        Path(snakemake.input.alt2main),
+        Path(snakemake.output.index),
+        Path(snakemake.output.terms),
+        threads=snakemake.threads,
+    )

@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
+
 from earmark.alignment.accuracy import boundary_figures, score_alignments
 from earmark.alignment.embedded import _aligned, align_shard
 from earmark.alignment.intervals import WordInterval, clip_intervals, intervals_problem, words_problem
 from earmark.alignment.pocketsphinx_aligner import PocketSphinxAligner
 from earmark.artifacts import ALIGNMENTS, CORPUS, iterate_rows, rejected_path, write_table
-from earmark.audio import audio_info
+from earmark.audio import audio_info, read_audio
 from earmark.errors import EarmarkError, InputError
 
 
@@ -46,18 +47,19 @@ def align(tmp_path, corpus, threads=1, lexicon=None):
 
 @pytest.fixture(scope="module")
 def utterances(speech):
-    """(segment_id, audio path, offset_s, duration_s, text) of real recordings."""
+    """(segment_id, audio path, offset_s, duration_s, text) of the shorter real recordings."""
     with (speech / "manifest.tsv").open(encoding="utf-8") as file:
-        return [
+        rows = [
             (row["segment_id"], speech / row["audio"], 0.0, audio_info(speech / row["audio"]).duration_s, row["text"])
             for row in csv.DictReader(file, delimiter="\t")
         ]
+    return sorted((row for row in rows if row[3] < 8), key=lambda row: row[0])
 
 
 def test_real_speech_aligns_to_ordered_intervals_of_its_words_and_bad_pairs_are_rejected(tmp_path, utterances):
     silence = tmp_path / "silence.wav"
     soundfile.write(silence, np.zeros(32_000), 16_000)
-    name, audio, _, duration_s, text = utterances[0]
+    _, audio, _, duration_s, text = utterances[0]
     bad = [
         ("unknown", audio, 0.0, duration_s, f"{text} qwzrtxq"),
         ("silent", silence, 0.0, 2.0, text),
@@ -83,7 +85,7 @@ def test_real_speech_aligns_to_ordered_intervals_of_its_words_and_bad_pairs_are_
 
 
 def test_a_segment_inside_a_recording_aligns_from_its_own_start(tmp_path, utterances):
-    name, audio, _, duration_s, text = min(utterances, key=lambda row: row[3])
+    _, audio, _, duration_s, text = min(utterances, key=lambda row: row[3])
     samples, rate = soundfile.read(audio)
     longer = tmp_path / "longer.wav"
     soundfile.write(longer, np.concatenate([np.full(rate * 3, 0.0), samples]), rate)
@@ -97,18 +99,12 @@ def test_a_segment_inside_a_recording_aligns_from_its_own_start(tmp_path, uttera
     assert starts["inside"] == pytest.approx(starts["alone"], abs=0.03)
 
 
-def test_one_utterance_aligns_alike_whatever_came_before(utterances):
+def test_every_utterance_aligns_alike_whatever_came_before(utterances):
     aligner = PocketSphinxAligner(None, seed=1)
-
-    def words(utterance):
-        samples, _ = soundfile.read(utterance[1], dtype="float32")
-        return aligner.align(samples, utterance[4].split())
-
-    sixteen_khz = [row for row in utterances if audio_info(row[1]).sample_rate == 16_000]
-    first = words(sixteen_khz[0])
-    words(sixteen_khz[1])
+    spoken = [(read_audio(audio), text.split()) for _, audio, _, _, text in utterances]
+    forwards = [aligner.align(*utterance) for utterance in spoken]
     aligner.align(np.zeros(16_000, dtype=np.float32), ["hello"])
-    assert words(sixteen_khz[0]) == first != []
+    assert [aligner.align(*utterance) for utterance in spoken[::-1]] == forwards[::-1]
 
 
 def test_an_empty_shard_aligns_to_an_empty_table(tmp_path):
@@ -156,7 +152,9 @@ def test_no_more_tasks_are_under_way_than_allowed():
 
 def test_a_lexicon_adds_words_however_they_are_spelled(tmp_path):
     lexicon = tmp_path / "lexicon.txt"
-    lexicon.write_text("\ufeff# comment\n\nQwzrtx  K W ER T\nqwzrtx(2)\tK W ER T S\nblorf B L AO R F\n", encoding="utf-8")
+    lexicon.write_text(
+        "\ufeff# comment\n\nQwzrtx  K W ER T\nqwzrtx(2)\tK W ER T S\nblorf B L AO R F\n", encoding="utf-8"
+    )
     aligner = PocketSphinxAligner(lexicon, seed=1)
     assert aligner.unknown_words(["qwzrtx", "blorf", "hello", "zzyqt", "zzyqt"]) == ["zzyqt"]
     assert PocketSphinxAligner(None, seed=1).unknown_words(["qwzrtx"]) == ["qwzrtx"]
@@ -219,11 +217,34 @@ def test_impossible_times_are_told(times, says):
     assert problem is None if says is None else says in problem
 
 
-def test_edges_a_frame_outside_the_segment_are_moved_to_its_border_and_others_are_not():
-    clipped = clip_intervals([WordInterval("a", -0.02, 0.5), WordInterval("b", 0.5, 1.02)], 1.0)
+def test_words_that_run_into_the_padding_end_at_the_segments_border():
+    clipped = clip_intervals([WordInterval("a", -0.05, 0.5), WordInterval("b", 0.5, 1.25)], 1.0)
     assert [(word.start_s, word.end_s) for word in clipped] == [(0.0, 0.5), (0.5, 1.0)]
-    far = [WordInterval("a", -0.03, 0.5), WordInterval("b", 0.5, 1.03)]
-    assert clip_intervals(far, 1.0) == far
+
+
+@pytest.mark.parametrize("times", [(-0.2, -0.1), (1.1, 1.2)])
+def test_a_word_in_the_padding_alone_is_a_problem(times):
+    assert "is empty" in intervals_problem(clip_intervals([WordInterval("a", *times)], 1.0), 1.0)
+
+
+def test_real_speech_cut_tightly_at_word_borders_still_aligns(tmp_path, utterances):
+    audio = utterances[0][1]
+    [whole], _ = align(tmp_path, corpus_table(tmp_path / "whole.parquet", [utterances[0]]))
+    spans = [whole["words"][first : first + 4] for first in range(0, len(whole["words"]) - 3, 4)]
+    rows, rejected = align(
+        tmp_path,
+        corpus_table(
+            tmp_path / "spans.parquet",
+            [
+                (f"span{number}", audio, span[0]["start_s"], span[-1]["end_s"] - span[0]["start_s"],
+                 " ".join(word["word"] for word in span))
+                for number, span in enumerate(spans)
+            ],
+        ),
+    )  # fmt: skip
+    assert rejected == {}
+    found = [row["words"][1]["start_s"] for row in rows]
+    assert found == pytest.approx([span[1]["start_s"] - span[0]["start_s"] for span in spans], abs=0.05)
 
 
 def test_boundary_figures_of_hand_made_errors():

@@ -8,6 +8,7 @@ import textwrap
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from earmark.artifacts import (
     StageTable,
     atomic_path,

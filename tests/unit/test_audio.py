@@ -1,10 +1,13 @@
+import itertools
+
 import numpy as np
 import pytest
 import soundfile
-from earmark.audio import SAMPLE_RATE, audio_info, decode_audio, encode_flac, read_audio, slice_samples
-from earmark.errors import AudioError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from earmark.audio import SAMPLE_RATE, audio_info, decode_audio, encode_flac, read_audio, slice_samples
+from earmark.errors import AudioError
 
 
 def test_stereo_at_44100_hz_is_averaged_and_resampled(write_wav):
@@ -39,7 +42,7 @@ def test_samples_beyond_full_scale_are_clipped_not_wrapped():
 def test_slices_that_touch_neither_overlap_nor_leave_a_gap():
     samples = np.arange(SAMPLE_RATE)
     edges = [0.0, 0.1234567, 0.50001, 0.9]
-    pieces = [slice_samples(samples, start, end) for start, end in zip(edges, edges[1:], strict=False)]
+    pieces = [slice_samples(samples, start, end) for start, end in itertools.pairwise(edges)]
     assert np.array_equal(np.concatenate(pieces), samples[: round(0.9 * SAMPLE_RATE)])
     assert len(slice_samples(samples, -1.0, 99.0)) == SAMPLE_RATE
     assert len(slice_samples(samples, 0.5, 0.4)) == 0

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import yaml
+
 from earmark.config import check_config
 from earmark.errors import ConfigError
 

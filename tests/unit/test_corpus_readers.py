@@ -1,10 +1,11 @@
 import json
 
 import pytest
-from earmark.corpus.readers import BadLine, Segment, read_manifest
-from earmark.errors import InputError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from earmark.corpus.readers import BadLine, Segment, read_manifest
+from earmark.errors import InputError
 
 HEADER = "segment_id\taudio\ttext\toffset_s\tduration_s\n"
 HOSTILE_IDS = ["../../evil", "a/b", 'a"b', "a\u2028b", "a\0b", "\U0001f600", "x" * 10_000, "a b", "", ".hidden", "-rf"]
@@ -56,7 +57,9 @@ def test_numbers_are_taken_as_ids_and_times(tmp_path):
 
 def test_windows_line_ends_and_byte_order_marks_change_nothing(tmp_path):
     plain = read(tmp_path, HEADER + "s1\ta.wav\thello\t0\t1\n")
-    assert read(tmp_path, b"\xef\xbb\xbf" + (HEADER + "s1\ta.wav\thello\t0\t1\n").replace("\n", "\r\n").encode()) == plain
+    assert (
+        read(tmp_path, b"\xef\xbb\xbf" + (HEADER + "s1\ta.wav\thello\t0\t1\n").replace("\n", "\r\n").encode()) == plain
+    )
     assert [row.segment_id for row in read(tmp_path, "\ufeff" + line().replace("\n", "\r\n"), "jsonl")] == ["s1"]
 
 
@@ -175,7 +178,9 @@ _NASTY = st.sampled_from(["\t", "\n", "\r", "\0", "nan", "../", '"', "\ufeff", "
     format=st.sampled_from(["tsv", "jsonl"]),
     content=st.one_of(
         st.binary(max_size=300),
-        st.lists(_NASTY, max_size=40).map(lambda parts: HEADER.encode() + "".join(parts).encode(errors="surrogatepass")),
+        st.lists(_NASTY, max_size=40).map(
+            lambda parts: HEADER.encode() + "".join(parts).encode(errors="surrogatepass")
+        ),
         st.lists(
             st.dictionaries(
                 st.sampled_from(["key", "wav", "txt", "offset_s", "duration_s", "speaker", "split", "recording_id"]),

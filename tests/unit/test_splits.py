@@ -1,0 +1,129 @@
+import json
+
+import pyarrow as pa
+import pytest
+
+from earmark.artifacts import CHUNKS, iterate_rows, table_counts, write_json, write_table
+from earmark.chunks.splits import SPLIT_NAMES, make_rule, split_chunks
+from earmark.errors import ConfigError
+
+SPEAKERS = {f"speaker{number}" for number in range(400)}
+
+
+def rule(speakers=SPEAKERS, terms=frozenset({"ohm", "new york"}), **changes):
+    settings = {"test_speakers": 0.2, "dev_speakers": 0.1, "unseen_terms": [], "seed": 1} | changes
+    return make_rule(set(speakers), set(terms), **settings)
+
+
+def chunk(speaker, main_term, *others, number=0):
+    return {
+        "chunk_id": f"{speaker}-{main_term}-{number}",
+        "segment_id": "s",
+        "recording_id": "r",
+        "speaker_id": speaker,
+        "term": main_term,
+        "main_term": main_term,
+        "has_term": main_term is not None,
+        "other_terms": list(others),
+        "text": "x",
+        "language": "en",
+        "start_s": 1.0,
+        "end_s": 2.5,
+        "sample_rate": 16_000,
+        "audio": {"bytes": b"", "path": ""},
+    }
+
+
+def split(folder, shards, **changes):
+    paths = {}
+    for name, rows in shards.items():
+        paths[name] = folder / f"{name}.parquet"
+        write_table(paths[name], pa.Table.from_pylist(rows, schema=CHUNKS))
+    write_json(folder / "glossary.json", {"ohm": {}, "volt": {}, "new york": {}})
+    settings = {"test_speakers": ["tina"], "dev_speakers": ["dave"], "unseen_terms": ["volt"], "seed": 1} | changes
+    split_chunks(paths, folder / "glossary.json", folder / "splits", **settings)
+    return {name: list(iterate_rows(folder / f"splits/{name}.parquet")) for name in SPLIT_NAMES}
+
+
+SHARDS = {
+    "0001": [chunk("tina", "ohm"), chunk("anna", "ohm"), chunk("anna", "volt"), chunk("anna", "new york", "volt")],
+    "0000": [
+        chunk("dave", "ohm"),
+        chunk("dave", "volt"),
+        chunk("tina", "volt"),
+        chunk("tina", None),
+        chunk("anna", None),
+    ],
+}
+
+
+def test_a_speaker_is_in_one_split_and_every_chunk_is_kept_or_accounted_for(tmp_path):
+    splits = split(tmp_path, SHARDS)
+    assert {name: {row["speaker_id"] for row in rows} for name, rows in splits.items()} == {
+        "train": {"anna"}, "dev": {"dave"}, "test": {"tina"},
+    }  # fmt: skip
+    counts = [table_counts(tmp_path / f"splits/{name}.parquet") for name in SPLIT_NAMES]
+    assert sum(part["input"] for part in counts) == 9
+    assert [part["reasons"] for part in counts] == [{"unseen_term": 2}, {"unseen_term": 1}, {}]
+
+
+def test_unseen_terms_are_absent_from_train_and_dev_also_as_other_terms(tmp_path):
+    splits = split(tmp_path, SHARDS)
+    for name in ("train", "dev"):
+        for row in splits[name]:
+            assert "volt" not in [row["main_term"], *row["other_terms"]]
+    assert {row["main_term"]: row["seen_term"] for row in splits["test"]} == {"ohm": True, "volt": False, None: None}
+    rejected = [json.loads(line) for line in (tmp_path / "splits/train.rejected.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rejected] == ["anna-volt-0", "anna-new york-0"]
+    assert all(row["detail"] == "'volt' is an unseen term" for row in rejected)
+
+
+def test_split_rows_say_where_their_audio_is(tmp_path):
+    [row] = split(tmp_path, SHARDS)["dev"]
+    assert (row["shard"], row["chunk_id"], row["duration_s"], row["seen_term"]) == ("0000", "dave-ohm-0", 1.5, True)
+
+
+def test_an_unseen_term_may_be_written_as_it_is_displayed(tmp_path):
+    splits = split(tmp_path, SHARDS, unseen_terms=["New-York"])
+    assert "new york" not in {row["main_term"] for row in splits["train"]}
+
+
+def test_shares_are_about_as_large_as_asked_for_and_disjoint():
+    found = rule()
+    assert 0.14 < len(found.test_speakers) / len(SPEAKERS) < 0.26
+    assert 0.06 < len(found.dev_speakers) / len(SPEAKERS) < 0.15
+    assert not found.test_speakers & found.dev_speakers
+
+
+def test_adding_speakers_moves_nobody():
+    before, after = rule(), rule(SPEAKERS | {f"new{number}" for number in range(300)})
+    assert before.test_speakers == after.test_speakers & SPEAKERS
+    assert before.dev_speakers == after.dev_speakers & SPEAKERS
+
+
+def test_another_seed_draws_other_speakers():
+    assert rule().test_speakers != rule(seed=2).test_speakers
+
+
+def test_a_zero_share_takes_nobody():
+    found = rule(test_speakers=0.0, dev_speakers=0, unseen_terms=0.0)
+    assert not found.test_speakers | found.dev_speakers | found.unseen_terms
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"test_speakers": ["nobody"]}, "splits.test_speakers: 'nobody' does not occur among the speakers"),
+        ({"dev_speakers": ["nobody"]}, "splits.dev_speakers: 'nobody' does not occur among the speakers"),
+        ({"unseen_terms": ["nothing"]}, "splits.unseen_terms: 'nothing' does not occur in the glossary"),
+        (
+            {"test_speakers": ["speaker1"], "dev_speakers": ["speaker1"]},
+            "splits.dev_speakers: 'speaker1' is a test speaker too",
+        ),
+        ({"test_speakers": 0.999, "dev_speakers": sorted(SPEAKERS)}, "is a test speaker too"),
+    ],
+)
+def test_a_name_that_cannot_be_used_is_a_config_error(changes, says):
+    with pytest.raises(ConfigError) as caught:
+        rule(**changes)
+    assert says in str(caught.value)

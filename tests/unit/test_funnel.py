@@ -3,6 +3,7 @@ import pytest
 
 from earmark.artifacts import CHUNKS, SPLITS, StageTable, read_json, write_json
 from earmark.chunks.funnel import write_funnel
+from earmark.errors import EarmarkError
 
 ONE = pa.schema([("segment_id", pa.string())])
 
@@ -67,6 +68,6 @@ def test_the_funnel_adds_up_end_to_end(tmp_path):
 
 @pytest.mark.parametrize("changes", [{"manifest_kept": 6}, {"corpus_rejected": 2}, {"split_rows": 5}])
 def test_numbers_that_do_not_add_up_are_refused(tmp_path, changes):
-    with pytest.raises(AssertionError):
+    with pytest.raises(EarmarkError):
         funnel(tmp_path, **changes)
     assert not (tmp_path / "funnel.json").exists()

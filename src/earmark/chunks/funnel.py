@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from earmark.artifacts import read_json, read_table, table_counts, write_json
+from earmark.errors import EarmarkError
 
 
 def write_funnel(
@@ -22,7 +23,7 @@ def write_funnel(
 ) -> None:
     """Write funnel.json: {steps: [{step, unit, input, kept, rejected, reasons}], chunks, splits}.
 
-    AssertionError where a step's kept + rejected is not its input, or its input is not what the step before kept.
+    EarmarkError where a step's kept + rejected is not its input, or its input is not what the step before kept.
     """
     steps = [
         _step("manifest", [read_json(manifest_counts)]),
@@ -32,10 +33,12 @@ def write_funnel(
         _step("splits", [table_counts(path) for path in splits.values()]),
     ]
     for step in steps:
-        assert step["kept"] + step["rejected"] == step["input"], step
+        if step["kept"] + step["rejected"] != step["input"]:
+            raise EarmarkError(f"the funnel does not add up: kept + rejected is not the input of {step}")
     for before, after in itertools.pairwise(steps):
         # Between align and chunks the unit changes: a segment gives any number of chunks.
-        assert after["step"] == "chunks" or before["kept"] == after["input"], (before, after)
+        if after["step"] != "chunks" and before["kept"] != after["input"]:
+            raise EarmarkError(f"the funnel does not add up: {before} hands over other rows than {after} was given")
     has_term = Counter(value for path in chunks for value in read_table(path, ["has_term"])["has_term"].to_pylist())
     write_json(
         output,

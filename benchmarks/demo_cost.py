@@ -39,9 +39,8 @@ def main() -> None:
             break
         time.sleep(SAMPLE_S)
     minutes = (time.monotonic() - started) / 60
-    print(
-        f"\nmake demo: exit {demo.wait()}, {minutes:.1f} min on {psutil.cpu_count()} cores, {peak_mb:,.0f} MB at the peak"
-    )
+    cost = f"{minutes:.1f} min on {psutil.cpu_count()} cores, {peak_mb:,.0f} MB at the peak"
+    print(f"\nmake demo: exit {demo.wait()}, {cost}")
 
 
 if __name__ == "__main__":

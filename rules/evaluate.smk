@@ -16,7 +16,7 @@ rule evaluate_backend:
         LOGS / "evaluate/{backend}.log",
     benchmark:
         LOGS / "benchmarks/evaluate/{backend}.tsv"
-    threads: config["retrieval"]["threads"]
+    threads: 1
     resources:
         **grows(mem_mb=3000, runtime_min=60),
     params:

@@ -13,7 +13,7 @@ rule index_backend:
         LOGS / "index/{backend}.log",
     benchmark:
         LOGS / "benchmarks/index/{backend}.tsv"
-    threads: config["retrieval"]["threads"]
+    threads: 1
     resources:
         **grows(mem_mb=2000, runtime_min=60),
     message:

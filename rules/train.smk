@@ -15,7 +15,7 @@ rule encode:
         LOGS / "encode/{backend}.{shard}.log",
     benchmark:
         LOGS / "benchmarks/encode/{backend}.{shard}.tsv"
-    threads: config["retrieval"]["threads"]
+    threads: config["retrieval"]["encode_threads"]
     resources:
         **grows(mem_mb=3000, runtime_min=120),
     params:
@@ -43,7 +43,7 @@ rule train_backend:
         LOGS / "train/{backend}.log",
     benchmark:
         LOGS / "benchmarks/train/{backend}.tsv"
-    threads: config["retrieval"]["threads"]
+    threads: config["train"]["threads"]
     resources:
         **grows(mem_mb=3500, runtime_min=240),
     params:

@@ -12,6 +12,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from earmark.retrieval.dev_evaluator import MRR, RECALL
 
+_TIMINGS = ("_runtime", "_per_second")
+
 
 class BestEpoch(TrainerCallback):
     """Keeps the trained weights of the best epoch (dev Recall@10, then MRR) and stops after `patience` without better.
@@ -56,7 +58,10 @@ class BestEpoch(TrainerCallback):
 
 
 class MetricsLog(TrainerCallback):
-    """Appends each of the trainer's logged dictionaries to train_metrics.jsonl: losses by step, and dev evaluations."""
+    """Appends each of the trainer's logged dictionaries to train_metrics.jsonl: losses by step, and dev evaluations.
+
+    How long things took is left out: the same run on the same data writes the same file.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -69,6 +74,7 @@ class MetricsLog(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        line = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4), **(logs or {})}
+        figures = {name: value for name, value in (logs or {}).items() if not name.endswith(_TIMINGS)}
+        line = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4), **figures}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

@@ -40,7 +40,7 @@ class ChunkFrames:
 
     def _one(self, row: int) -> np.ndarray:
         record = self._table[row]
-        return np.frombuffer(record["frames"], "<f2").reshape(record["n_frames"], -1)
+        return np.frombuffer(bytearray(record["frames"]), "<f2").reshape(record["n_frames"], -1)
 
     def batch(self, chunk_ids: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """frames[B, T, dim] in float32, zero beyond each chunk's end, and lengths[B]."""
@@ -51,5 +51,5 @@ class ChunkFrames:
         lengths = torch.tensor([len(clip) for clip in clips])
         frames = torch.zeros(len(clips), int(lengths.max()), self.dim)
         for index, clip in enumerate(clips):
-            frames[index, : len(clip)] = torch.from_numpy(clip.astype(np.float32))
+            frames[index, : len(clip)] = torch.from_numpy(clip)  # float16 -> float32
         return frames, lengths

@@ -45,6 +45,7 @@ def encode_chunks(
     """
     torch.set_num_threads(threads)
     model = load_encoder(encoder, seed)
+    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]  # its stub is wrong
     layers = resolve_layer(layer, model.config.encoder_layers)
     with StageTable(
         output, FEATURES, unit="chunks", max_rejected_fraction=max_rejected_fraction, rows_per_group=_SORT_WINDOW
@@ -66,13 +67,13 @@ def _count(chunks: Path) -> int:
     return int(read_table(chunks, columns=["chunk_id"]).num_rows)
 
 
-def _decode(rows: list[dict[str, Any]], max_frames: int, source: Path, table: StageTable) -> dict[str, np.ndarray]:
+def _decode(rows: list[dict[str, Any]], max_states: int, source: Path, table: StageTable) -> dict[str, np.ndarray]:
     """The usable clips of `rows`, by chunk id; the others are rejected."""
     clips = {}
     for row in rows:
         try:
             clip = decode_audio(row["audio"]["bytes"])
-            check_clip(clip, max_frames)
+            check_clip(clip, max_states)
         except (AudioError, soundfile.LibsndfileError, TypeError) as error:
             table.reject(row["chunk_id"], "bad_audio", f"{source}: {error}")
         else:
@@ -89,7 +90,7 @@ def _encode(clips: dict[str, np.ndarray], model: WhisperEncoder, layers: int, ba
         batch = by_length[start : start + batch_size]
         with torch.inference_mode():
             mel, lengths = log_mel(extractor, [clips[key] for key in batch], model.config.max_source_positions)
-            states = encode_frames(model, mel, lengths, layers).numpy()
-        for chunk_id, state, length in zip(batch, states, lengths.tolist(), strict=True):
-            frames[chunk_id] = state[:length]
+            encoded, counts = encode_frames(model, mel.to(model.device), lengths, layers)
+        for chunk_id, clip_frames, count in zip(batch, encoded.cpu().numpy(), counts.tolist(), strict=True):
+            frames[chunk_id] = clip_frames[:count]
     return frames

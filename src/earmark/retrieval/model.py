@@ -5,7 +5,7 @@
       text:  SpellingTower
     Normalize
 
->>> model = TermRetriever("data/demo/models/whisper-tiny")
+>>> model = TermRetriever("data/demo/models/retriever")
 >>> model.encode([samples])        # float32 mono at 16 kHz: one row of 256 numbers, length 1
 >>> model.encode(["new york"])     # a surface, in the same space
 """

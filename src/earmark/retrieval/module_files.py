@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import stat
+from pathlib import Path
 from typing import Any, Self
 
 from sentence_transformers.base.modules import Module
@@ -14,6 +16,9 @@ class SavedModule(Module):
         """Write config.json and model.safetensors into `output_path` (never pickled weights)."""
         self.save_config(output_path)
         self.save_torch_weights(output_path, safe_serialization=True)
+        # safetensors makes the file private; whoever may read the folder may read the model.
+        config = Path(output_path, self.config_file_name)
+        Path(output_path, "model.safetensors").chmod(stat.S_IMODE(config.stat().st_mode))
 
     @classmethod
     def load(

@@ -194,6 +194,8 @@ def _fit(
         eval_strategy="epoch",
         save_strategy="no",
         logging_steps=10,
+        logging_first_step=True,
+        dataloader_pin_memory=False,
         logging_nan_inf_filter=False,
         report_to=[],
         disable_tqdm=True,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from earmark.errors import InputError
 from earmark.retrieval.augmentation import FrameAugmentation
 from earmark.retrieval.chunk_frames import ChunkFrames
 from earmark.retrieval.split_rows import SplitRow
@@ -55,6 +56,12 @@ class TrainingBatches:
         seed: int,
     ):
         self.rows, self.frames, self.tower, self.augmentation = rows, frames, tower, augmentation
+        for row in rows:
+            if row.term is not None and surfaces.get(row.term) != row.main_term:
+                raise InputError(
+                    f"chunk {row.chunk_id}: the glossary does not know {row.term!r} as {row.main_term!r}; "
+                    "run the glossary and chunk stages again"
+                )
         heard = {term for row in rows for term in row.spoken_terms}
         self.surfaces = {surface: term for surface, term in surfaces.items() if term in heard}
         self.surfaces_of: dict[str, list[str]] = {}
@@ -67,7 +74,7 @@ class TrainingBatches:
         rows = [self.rows[item["chunk"]] for item in batch]
         surfaces = self._choose_surfaces(rows)
         spoken = [set(spoken_phrases(row.text, self.longest_phrase)) for row in rows]
-        phrases = self._choose_phrases(spoken)
+        phrases = self._choose_phrases(spoken) or surfaces[:1]  # a batch may hold no whole word; then nothing is spoken
         frames, lengths = self.frames.batch([row.chunk_id for row in rows])
         frames, lengths = self.augmentation(frames, lengths, self.random)
         return {

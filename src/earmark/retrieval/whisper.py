@@ -23,7 +23,8 @@ from earmark.retrieval.ctranslate2_weights import load_whisper
 
 BUNDLED = "whisper-tiny.en"  # the one model that a pip-installed package carries
 HOP_SAMPLES = 160  # of one mel frame
-FRAME_SAMPLES = 2 * HOP_SAMPLES  # of one encoder frame: conv2 has stride 2
+STATE_SAMPLES = 2 * HOP_SAMPLES  # of one encoder state, 20 ms: conv2 has stride 2
+STATES_PER_FRAME = 2  # what leaves this module is the mean of two states: half the cache, half the training time
 # Mel frames beyond the last encoder frame: two that the convolutions see, two that keep the STFT's mirrored edge away.
 _RIGHT_CONTEXT = 4
 
@@ -81,34 +82,39 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def frame_count(samples: int) -> int:
-    """Encoder frames (20 ms each) of a clip of that many samples; the last one may be partly filled."""
-    return -(-samples // FRAME_SAMPLES)
+def state_count(samples: int) -> int:
+    """Encoder states (20 ms each) of a clip of that many samples; the last one may be partly filled."""
+    return -(-samples // STATE_SAMPLES)
 
 
-def check_clip(clip: np.ndarray, max_frames: int) -> None:
-    """AudioError if a clip is empty, not mono, not finite, or longer than `max_frames` encoder frames."""
+def frame_count(states: torch.Tensor) -> torch.Tensor:
+    """Frames (40 ms each) that so many states make; the last one may hold one state only."""
+    return (states + STATES_PER_FRAME - 1) // STATES_PER_FRAME
+
+
+def check_clip(clip: np.ndarray, max_states: int) -> None:
+    """AudioError if a clip is empty, not mono, not finite, or longer than `max_states` encoder states."""
     if clip.ndim != 1 or clip.size == 0 or not np.isfinite(clip).all():
         raise AudioError(f"a clip of shape {clip.shape} is empty, not mono, or holds NaN or infinity")
-    if frame_count(clip.size) > max_frames:
+    if state_count(clip.size) > max_states:
         raise AudioError(
             f"a clip of {clip.size / SAMPLE_RATE:.1f} s is longer than the encoder's "
-            f"{max_frames * FRAME_SAMPLES / SAMPLE_RATE:.0f} s; cut it into shorter chunks"
+            f"{max_states * STATE_SAMPLES / SAMPLE_RATE:.0f} s; cut it into shorter chunks"
         )
 
 
 def log_mel(
-    extractor: WhisperFeatureExtractor, clips: list[np.ndarray], max_frames: int
+    extractor: WhisperFeatureExtractor, clips: list[np.ndarray], max_states: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Whisper's log-mel spectrogram of clips at their true length.
 
-    `clips` are float32 mono at 16 kHz. Returns mel[B, bins, 2 * T + 4], T being the longest clip's encoder frames, and
-    each clip's own number of encoder frames lengths[B]. Beyond a clip's end is digital silence, as Whisper expects.
+    `clips` are float32 mono at 16 kHz. Returns mel[B, bins, 2 * T + 4], T being the longest clip's encoder states, and
+    each clip's own number of states[B]. Beyond a clip's end is digital silence, as Whisper expects.
     AudioError as `check_clip` says.
     """
     for clip in clips:
-        check_clip(clip, max_frames)
-    lengths = torch.tensor([frame_count(clip.size) for clip in clips])
+        check_clip(clip, max_states)
+    lengths = torch.tensor([state_count(clip.size) for clip in clips])
     mel_frames = 2 * int(lengths.max()) + _RIGHT_CONTEXT
     features = extractor(
         clips,
@@ -128,8 +134,8 @@ def resolve_layer(layer: int, layers: int) -> int:
     return resolved
 
 
-def encode_frames(encoder: WhisperEncoder, mel: torch.Tensor, lengths: torch.Tensor, layer: int) -> torch.Tensor:
-    """The encoder's states after `layer` transformer layers: frames[B, T, dim], zero beyond a clip's length.
+def encode_states(encoder: WhisperEncoder, mel: torch.Tensor, lengths: torch.Tensor, layer: int) -> torch.Tensor:
+    """The encoder's states after `layer` transformer layers: states[B, T, dim], zero beyond a clip's length.
 
     `mel` and `lengths` come from `log_mel`. The encoder's closing layer norm is applied after whichever layer is the
     last to run, so that all layers give states of one scale. Positions are those of a clip that begins the window; no
@@ -137,11 +143,23 @@ def encode_frames(encoder: WhisperEncoder, mel: torch.Tensor, lengths: torch.Ten
     """
     stem = nn.functional.gelu(encoder.conv1(mel))
     stem = nn.functional.gelu(encoder.conv2(stem)).transpose(1, 2)
-    frames = int(lengths.max())
-    states = stem[:, :frames] + encoder.embed_positions.weight[:frames]
-    real = torch.arange(frames, device=mel.device) < lengths.to(mel.device)[:, None]  # [B, T]
-    mask = real[:, None, None, :].expand(-1, 1, frames, -1)
+    longest = int(lengths.max())
+    states = stem[:, :longest] + encoder.embed_positions.weight[:longest]
+    real = torch.arange(longest, device=mel.device) < lengths.to(mel.device)[:, None]  # [B, T]
+    mask = None if real.all() else real[:, None, None, :].expand(-1, 1, longest, -1)
     for block in encoder.layers[:layer]:
         output = block(states, mask)
         states = output[0] if isinstance(output, tuple) else output
     return encoder.layer_norm(states) * real[:, :, None]
+
+
+def encode_frames(
+    encoder: WhisperEncoder, mel: torch.Tensor, lengths: torch.Tensor, layer: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`encode_states`, then means of two neighbours: frames[B, F, dim] (40 ms each) and each clip's frames[B]."""
+    states = encode_states(encoder, mel, lengths, layer)
+    states = nn.functional.pad(states, (0, 0, 0, states.shape[1] % STATES_PER_FRAME))
+    sums = states.unflatten(1, (-1, STATES_PER_FRAME)).sum(dim=2)
+    starts = torch.arange(0, states.shape[1], STATES_PER_FRAME, device=states.device)
+    members = (lengths.to(states.device)[:, None] - starts).clamp(1, STATES_PER_FRAME)  # of each frame, [B, F]
+    return sums / members[:, :, None], frame_count(lengths)

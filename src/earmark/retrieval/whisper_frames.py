@@ -21,7 +21,7 @@ from earmark.retrieval.whisper import encode_frames, log_mel
 
 
 class WhisperFrames(SavedModule, InputModule):
-    """Turns audio into frames[B, T, dim] of a frozen Whisper encoder (20 ms each) and `frame_lengths`[B].
+    """Turns audio into frames[B, T, dim] of a frozen Whisper encoder (40 ms each) and `frame_lengths`[B].
 
     Batches that already hold `frames`, because they were encoded once and cached, pass through unchanged: training does
     not run the encoder. `layer` is how many of the encoder's layers are run.
@@ -59,13 +59,13 @@ class WhisperFrames(SavedModule, InputModule):
         """`inputs`: float arrays[n] at 16 kHz, {"array", "sampling_rate"}, or paths of audio files."""
         clips = [_samples(item) for item in inputs]
         mel, lengths = log_mel(self._extractor, clips, self.encoder.config.max_source_positions)
-        return {"input_features": mel, "frame_lengths": lengths}
+        return {"input_features": mel, "state_lengths": lengths}
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         if "frames" not in features:
             with torch.no_grad():
-                features["frames"] = encode_frames(
-                    self.encoder, features["input_features"], features["frame_lengths"], self.layer
+                features["frames"], features["frame_lengths"] = encode_frames(
+                    self.encoder, features["input_features"], features["state_lengths"], self.layer
                 )
         return features
 

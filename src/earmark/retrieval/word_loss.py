@@ -27,6 +27,7 @@ class WordLoss(nn.Module):
 
 
 def _each_against_others(logits: torch.Tensor, spoken: torch.Tensor) -> torch.Tensor:
-    """Mean over spoken entries of -log(exp(entry) / (exp(entry) + sum of exp(not spoken in the row)))."""
+    """Mean over spoken entries of -log(exp(entry) / (exp(entry) + sum of exp(not spoken in the row))); 0 if none is."""
     others = logits.masked_fill(spoken, -math.inf).logsumexp(dim=1, keepdim=True)
-    return nn.functional.softplus(others - logits)[spoken].mean()
+    losses = nn.functional.softplus(others - logits)[spoken]
+    return losses.sum() / max(1, losses.numel())

@@ -1,0 +1,300 @@
+"""The retrieval stages one after the other, on tones that stand for words and with a tiny random encoder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import WhisperConfig, WhisperModel
+
+from earmark.artifacts import CHUNKS, SPLITS, read_json, read_table, table_counts, write_json, write_table
+from earmark.audio import SAMPLE_RATE, encode_flac
+from earmark.errors import EarmarkError, InputError, TooManyRejectedError
+from earmark.evaluation.retrieval import evaluate
+from earmark.retrieval.audit import audit_modules
+from earmark.retrieval.augmentation import FrameAugmentation
+from earmark.retrieval.features import encode_chunks
+from earmark.retrieval.index import build_index, load_index
+from earmark.retrieval.model import load_retriever
+from earmark.retrieval.train import HeadSize, Objective, Schedule, TowerSize, train_retriever
+
+TONES_HZ = {"rome": 300, "oslo": 700, "new york": 1500, "lima": 2500}  # lima is never heard in training
+SCHEDULE = Schedule(epochs=4, patience=4, batch_size=8, learning_rate=0.01, warmup_ratio=0.1, weight_decay=0.0)
+
+
+def tone(term: str | None, seconds: float, random: np.random.Generator) -> np.ndarray:
+    clip = 0.02 * random.standard_normal(round(seconds * SAMPLE_RATE))
+    if term is not None:
+        clip += 0.3 * np.sin(2 * np.pi * TONES_HZ[term] * np.arange(clip.size) / SAMPLE_RATE)
+    return clip.astype(np.float32)
+
+
+class Corpus:
+    """Chunks, splits and glossary of a tiny run in `folder`, as the earlier stages would leave them."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.encoder = folder, str(folder / "encoder")
+        self.chunks, self.features = folder / "chunks.parquet", folder / "features.parquet"
+        self.glossary, self.alt2main = folder / "glossary.json", folder / "alt2main.json"
+        torch.manual_seed(0)
+        WhisperModel(
+            WhisperConfig(
+                d_model=16,
+                encoder_layers=1,
+                decoder_layers=1,
+                encoder_attention_heads=2,
+                decoder_attention_heads=2,
+                encoder_ffn_dim=16,
+                decoder_ffn_dim=16,
+                vocab_size=8,
+                pad_token_id=0,
+                bos_token_id=1,
+                eos_token_id=2,
+                decoder_start_token_id=3,
+            )
+        ).save_pretrained(self.encoder)
+        write_json(self.glossary, {term: {"term": term.title(), "aliases": []} for term in TONES_HZ})
+        write_json(self.alt2main, {"big apple": "new york"})
+        random = np.random.default_rng(0)
+        chunks = []
+        for split, speaker, repeats in (("train", "ann", 4), ("dev", "bob", 2), ("test", "eve", 2)):
+            terms = [*TONES_HZ, None] if split == "test" else ["rome", "oslo", "new york", None]
+            rows = [
+                self._row(f"{split}-{i}-{n}", speaker, term) for n in range(repeats) for i, term in enumerate(terms)
+            ]
+            write_table(folder / "splits" / f"{split}.parquet", pa.Table.from_pylist(rows, schema=SPLITS))
+            for row in rows:
+                clip = tone(row["term"], random.uniform(0.3, 0.6), random)
+                chunks.append({**row, "sample_rate": SAMPLE_RATE, "audio": {"bytes": encode_flac(clip), "path": None}})
+        write_table(self.chunks, pa.Table.from_pylist(chunks, schema=CHUNKS))
+
+    @staticmethod
+    def _row(chunk_id: str, speaker: str, term: str | None) -> dict[str, object]:
+        return {
+            "chunk_id": chunk_id,
+            "speaker_id": speaker,
+            "term": term,
+            "main_term": term,
+            "has_term": term is not None,
+            "other_terms": [],
+            "seen_term": None if term is None else term != "lima",
+            "text": f"we saw {term}" if term else "we saw nothing",
+        }
+
+    def encode(self, output: Path, **changes: object) -> None:
+        settings = {"layer": -1, "seed": 0, "batch_size": 4, "threads": 1, "max_rejected_fraction": 0.0} | changes
+        encode_chunks(self.chunks, output, encoder=self.encoder, **settings)
+
+    def train(self, output: Path, **changes: object) -> None:
+        settings = {
+            "layer": -1,
+            "embedding_dim": 16,
+            "head": HeadSize(hidden_dim=16, queries=2, blocks=1, kernel_size=3, dropout=0.1),
+            "tower": TowerSize(buckets=512, shortest_ngram=2, longest_ngram=3, hidden_dim=16, dropout=0.1),
+            "objective": Objective(0.7, 0.3, 0.1, max_surfaces=8, max_phrases=32, longest_phrase=2),
+            "schedule": SCHEDULE,
+            "augmentation": FrameAugmentation(crop_frames=1, mask_spans=1, mask_frames=1, noise=0.0),
+            "seed": 3,
+            "threads": 1,
+        } | changes
+        splits = self.folder / "splits"
+        train_retriever([self.features], splits, self.glossary, self.alt2main, output, encoder=self.encoder, **settings)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Corpus:
+    corpus = Corpus(tmp_path_factory.mktemp("run"))
+    corpus.encode(corpus.features)
+    return corpus
+
+
+@pytest.fixture(scope="module")
+def model(corpus) -> Path:
+    corpus.train(corpus.folder / "models" / "tiny")
+    return corpus.folder / "models" / "tiny"
+
+
+@pytest.fixture(scope="module")
+def index(corpus, model) -> tuple[Path, Path]:
+    paths = corpus.folder / "index" / "terms.faiss", corpus.folder / "index" / "terms.parquet"
+    build_index(model, corpus.glossary, corpus.alt2main, *paths, threads=1)
+    return paths
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    files = sorted(folder.glob("*/model.safetensors"))
+    assert len(files) == 3
+    return {f"{file.parent.name}.{name}": value for file in files for name, value in load_file(file).items()}
+
+
+def test_features_keep_every_chunk_in_order(corpus):
+    assert read_table(corpus.features)["chunk_id"].equals(read_table(corpus.chunks)["chunk_id"])
+    assert table_counts(corpus.features)["rejected"] == 0
+
+
+def test_features_do_not_depend_on_the_batch_size(corpus, tmp_path):
+    corpus.encode(tmp_path / "one.parquet", batch_size=1)
+    for one, four in zip(
+        read_table(tmp_path / "one.parquet")["frames"].to_pylist(),
+        read_table(corpus.features)["frames"].to_pylist(),
+        strict=True,
+    ):
+        assert np.allclose(np.frombuffer(one, "<f2"), np.frombuffer(four, "<f2"), atol=2e-3)
+
+
+def test_unreadable_audio_is_rejected_by_chunk_and_too_much_of_it_fails(corpus, tmp_path):
+    rows = read_table(corpus.chunks).to_pylist()[:4]
+    rows[1]["audio"] = {"bytes": b"no audio", "path": None}
+    broken = Corpus.__new__(Corpus)
+    broken.encoder, broken.chunks = corpus.encoder, tmp_path / "chunks.parquet"
+    write_table(broken.chunks, pa.Table.from_pylist(rows, schema=CHUNKS))
+    broken.encode(tmp_path / "features.parquet", max_rejected_fraction=0.25)
+    assert read_table(tmp_path / "features.parquet").num_rows == 3
+    rejected = json.loads((tmp_path / "features.rejected.jsonl").read_text())
+    assert (rejected["id"], rejected["reason"]) == (rows[1]["chunk_id"], "bad_audio")
+    with pytest.raises(TooManyRejectedError):
+        broken.encode(tmp_path / "strict.parquet", max_rejected_fraction=0.2)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(corpus, model, tmp_path):
+    corpus.train(tmp_path / "again")
+    corpus.train(tmp_path / "other", seed=4)
+    first, again, other = weights(model), weights(tmp_path / "again"), weights(tmp_path / "other")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_training_leaves_the_encoder_as_it_was(corpus, model):
+    source = WhisperModel.from_pretrained(corpus.encoder).encoder.state_dict()
+    saved = load_file(model / "audio_0_WhisperFrames" / "model.safetensors")
+    assert source.keys() == {name.removeprefix("encoder.") for name in saved}
+    assert all(torch.equal(source[name.removeprefix("encoder.")], value) for name, value in saved.items())
+    audit = read_json(model / "audit.json")
+    assert audit["encoder"]["trainable"] == 0 < audit["audio_head"]["trainable"] == audit["audio_head"]["parameters"]
+
+
+def test_training_leaves_a_trail_of_losses_and_dev_scores(model):
+    lines = [json.loads(line) for line in (model / "train_metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if "eval_dev_recall@10" in line] == [1, 2, 3, 4]
+    assert any({"term_loss", "word_loss"} <= line.keys() for line in lines)
+
+
+def test_a_saved_model_loads_in_a_new_process_without_trusting_remote_code(model):
+    code = (
+        "import sys, numpy as np\n"
+        "from earmark.retrieval.model import TermRetriever\n"
+        "model = TermRetriever(sys.argv[1])\n"
+        "audio = model.encode([np.full(8000, 0.1, np.float32), {'array': np.zeros(4000), 'sampling_rate': 8000}])\n"
+        "text = model.encode(['New York'])\n"
+        "print(audio.shape, text.shape, np.linalg.norm(audio, axis=1).round(4), model.similarity(audio, text).shape)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, text=True, check=True)
+    assert ran.stdout.split("\n")[0] == "(2, 16) (1, 16) [1. 1.] torch.Size([2, 1])"
+
+
+def test_raw_audio_and_its_cached_frames_give_the_same_vector(corpus, model):
+    retriever = load_retriever(model)
+    row = read_table(corpus.chunks).to_pylist()[0]
+    cached = read_table(corpus.features).to_pylist()[0]
+    frames = torch.from_numpy(np.frombuffer(cached["frames"], "<f2").astype(np.float32).reshape(1, -1, 16))
+    from earmark.audio import decode_audio
+    from earmark.retrieval.model import embed_audio
+
+    with torch.inference_mode():
+        from_cache = embed_audio(retriever, frames, torch.tensor([cached["n_frames"]]))[0].numpy()
+    assert np.allclose(retriever.encode([decode_audio(row["audio"]["bytes"])])[0], from_cache, atol=5e-3)
+
+
+def test_a_vector_does_not_depend_on_batch_mates(model):
+    retriever, random = load_retriever(model), np.random.default_rng(0)
+    clips = [tone("rome", seconds, random) for seconds in (0.31, 1.2, 0.75)]
+    together = retriever.encode(clips, batch_size=3)
+    alone = np.concatenate([retriever.encode([clip]) for clip in clips])
+    assert np.allclose(together, alone, atol=1e-4)
+
+
+def test_nothing_to_train_on_is_an_error_and_leaves_no_model(corpus, tmp_path):
+    empty = Corpus.__new__(Corpus)
+    vars(empty).update(vars(corpus), folder=tmp_path)
+    rows = [row for row in read_table(corpus.folder / "splits/train.parquet").to_pylist() if not row["has_term"]]
+    write_table(tmp_path / "splits/train.parquet", pa.Table.from_pylist(rows, schema=SPLITS))
+    write_table(tmp_path / "splits/dev.parquet", read_table(corpus.folder / "splits/dev.parquet"))
+    with pytest.raises(InputError, match=r"train\.parquet: no chunk with a term"):
+        empty.train(tmp_path / "models/none")
+    assert not list((tmp_path / "models").iterdir())
+
+
+def test_a_loss_that_explodes_fails_the_run_and_keeps_the_earlier_model(corpus, model, tmp_path):
+    (tmp_path / "models/kept").mkdir(parents=True)
+    (tmp_path / "models/kept/modules.json").write_text("earlier")
+    with pytest.raises(EarmarkError, match="is nan"):
+        corpus.train(tmp_path / "models/kept", schedule=replace(SCHEDULE, learning_rate=1e30))
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["kept"]
+    assert (tmp_path / "models/kept/modules.json").read_text() == "earlier"
+
+
+def test_a_parameter_that_trains_and_must_not_is_refused():
+    frozen, half = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).half()
+    with pytest.raises(EarmarkError, match="encoder is frozen by design"):
+        audit_modules({"encoder": frozen}, trained=set())
+    with pytest.raises(EarmarkError, match="less than float32"):
+        audit_modules({"head": half}, trained={"head"})
+
+
+def test_the_index_holds_every_surface_row_for_row(model, index):
+    loaded = load_index(*index)
+    assert loaded.surfaces == ("rome", "oslo", "new york", "lima", "big apple")
+    assert loaded.main_terms == ("rome", "oslo", "new york", "lima", "new york")
+    vectors = load_retriever(model).encode(list(loaded.surfaces))
+    assert np.allclose(loaded.scores(vectors).diagonal(), 1.0, atol=1e-5)
+
+
+def test_an_index_and_a_table_of_different_length_are_refused(index, tmp_path):
+    short = tmp_path / "terms.parquet"
+    write_table(short, read_table(index[1]).slice(0, 3))
+    with pytest.raises(InputError, match=r"5 rows and .* lists 3"):
+        load_index(index[0], short)
+
+
+def test_evaluation_writes_figures_for_each_group_and_every_prediction(corpus, model, index, tmp_path):
+    metrics, predictions = tmp_path / "metrics.json", tmp_path / "predictions.parquet"
+    evaluate(
+        model,
+        [corpus.features],
+        corpus.folder / "splits",
+        *index,
+        metrics,
+        predictions,
+        false_acceptance=0.5,
+        bootstrap_resamples=20,
+        top_k=3,
+        seed=0,
+        threads=1,
+    )
+    report, rows = read_json(metrics), read_table(predictions).to_pylist()
+    assert report["main_terms"] == 4
+    assert {name: group["n"] for name, group in report["test"]["retrieval"].items()} == {
+        "all": 8,
+        "seen": 6,
+        "unseen": 2,
+    }
+    assert report["dev"]["retrieval"]["unseen"] == {"n": 0, "reason": "no such chunk in this split"}
+    assert len(rows) == 8 + 10
+    for row in rows:
+        assert (row["rank"] is not None) == row["has_term"]
+        if row["rank"] is not None and row["rank"] <= 3:
+            assert row["top_terms"][row["rank"] - 1] == row["main_term"]
+    tested = [row for row in rows if row["split"] == "test" and row["has_term"]]
+    assert report["test"]["retrieval"]["all"]["recall@1"]["value"] == sum(row["rank"] == 1 for row in tested) / 8
+    threshold = report["rejection_threshold"]
+    no_term = [row["top_scores"][0] for row in rows if row["split"] == "test" and not row["has_term"]]
+    accepted = sum(score > threshold for score in no_term) / len(no_term)
+    assert report["test"]["rejection"]["false_acceptance"] == accepted

@@ -79,19 +79,24 @@ def test_unseen_terms_and_test_speakers_are_not_in_training(chain: Path, small_c
     assert not any(unseen & {row["main_term"], *row["other_terms"]} for row in train)
 
 
-def test_model_loads_in_a_fresh_process_with_three_lines(chain: Path) -> None:
+@pytest.mark.parametrize(
+    "load",
+    [
+        "from earmark import TermRetriever; model = TermRetriever(sys.argv[1])",
+        "from sentence_transformers import SentenceTransformer; "
+        "model = SentenceTransformer(sys.argv[1], trust_remote_code=True)",
+    ],
+    ids=["earmark", "sentence_transformers"],
+)
+def test_model_loads_in_a_fresh_process(chain: Path, load: str) -> None:
     program = (
-        "import sys, numpy\n"
-        "from sentence_transformers import SentenceTransformer\n"
-        "model = SentenceTransformer(sys.argv[1])\n"
+        f"import sys, numpy; {load}\n"
         "term = model.encode(['photosynthesis'])\n"
-        "sound = model.encode([{'array': numpy.zeros(16000, numpy.float32), 'sampling_rate': 16000}])\n"
-        "assert term.shape == sound.shape and abs((term ** 2).sum() - 1) < 1e-4\n"
+        "sound = model.encode([numpy.random.default_rng(0).normal(0, 0.1, 16000).astype('float32')])\n"
+        "assert term.shape == sound.shape and abs((sound ** 2).sum() - 1) < 1e-4, (term.shape, sound.shape)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(chain / "data/small/models/retriever")],
-        capture_output=True, text=True, timeout=120, cwd=chain,
-    )  # fmt: skip
+    command = [sys.executable, "-c", program, str(chain / "data/small/models/retriever")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=chain)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

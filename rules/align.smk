@@ -23,29 +23,30 @@ rule align_shard:
         "../workflow/scripts/align_shard.py"
 
 
-rule align_accuracy:
-    input:
-        alignments=sharded("alignments"),
-        corpus=sharded("corpus"),
-        reference=optional(config["align"]["reference"]),
-    output:
-        DATA / "evaluation/alignment.json",
-    log:
-        LOGS / "align_accuracy.log",
-    benchmark:
-        LOGS / "benchmarks/align_accuracy.tsv"
-    threads: 1
-    resources:
-        **grows(mem_mb=2000, runtime_min=30),
-    message:
-        "Scoring the alignment against known word times"
-    script:
-        "../workflow/scripts/align_accuracy.py"
-
-
 ALIGN_ACCURACY = (
-    DATA / "evaluation/alignment.json" if config["align"]["reference"] else []
+    [DATA / "evaluation/alignment.json"] if config["align"]["reference"] else []
 )
+
+if ALIGN_ACCURACY:
+
+    rule align_accuracy:
+        input:
+            alignments=sharded("alignments"),
+            corpus=sharded("corpus"),
+            reference=config["align"]["reference"],
+        output:
+            DATA / "evaluation/alignment.json",
+        log:
+            LOGS / "align_accuracy.log",
+        benchmark:
+            LOGS / "benchmarks/align_accuracy.tsv"
+        threads: 1
+        resources:
+            **grows(mem_mb=2000, runtime_min=30),
+        message:
+            "Scoring the alignment against known word times"
+        script:
+            "../workflow/scripts/align_accuracy.py"
 
 
 rule align:

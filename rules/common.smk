@@ -16,17 +16,20 @@ LOGS = Path("logs") / config["run"]
 
 SHARDS = [f"{number:04d}" for number in range(config["corpus"]["shards"])]
 SPLITS = ["train", "dev", "test"]
-BACKENDS = [
-    "retriever",
-    *(["retriever_random"] if config["retrieval"]["random_control"] else []),
-]
+# The control is the retriever on an encoder of the same size with random weights.
+ENCODER = {"retriever": config["retrieval"]["encoder"]}
+if config["retrieval"]["random_control"]:
+    ENCODER["retriever_random"] = "random:" + ENCODER["retriever"].removeprefix(
+        "bundled:"
+    )
+BACKENDS = list(ENCODER)
 
 
 wildcard_constraints:
     shard=r"\d{4,5}",
     split="|".join(SPLITS),
     format="funasr_nano|funasr|conversation|flat",
-    backend="retriever|retriever_random",
+    backend="|".join(BACKENDS),
 
 
 def sharded(stage):

@@ -15,7 +15,9 @@ rule corpus_manifest:
     resources:
         **grows(mem_mb=2000, runtime_min=60),
     params:
-        corpus=config["corpus"],
+        format=config["corpus"]["format"],
+        audio_root=config["corpus"]["audio_root"],
+        language=config["corpus"]["language"],
         max_rejected_fraction=config["max_rejected_fraction"],
     message:
         "Reading the manifest into {config[corpus][shards]} shards"

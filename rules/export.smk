@@ -34,7 +34,9 @@ rule export_split:
     resources:
         **grows(mem_mb=1000, runtime_min=60),
     params:
-        export=config["export"],
+        task=config["export"]["task"],
+        prompt=config["export"][f"{config['export']['task']}_prompt"],
+        tokenizer=config["export"]["tokenizer"],
         shards=SHARDS,
         max_rejected_fraction=config["max_rejected_fraction"],
     message:

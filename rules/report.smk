@@ -13,14 +13,18 @@ rule report:
             for backend in BACKENDS
         ],
     output:
-        DATA / "report.html",
+        report=DATA / "report.html",
+        config=DATA / "config.json",
     log:
         LOGS / "report.log",
+    benchmark:
+        LOGS / "benchmarks/report.tsv"
     threads: 1
     resources:
         **grows(mem_mb=1500, runtime_min=30),
     params:
         run_folder=DATA,
+        shards=SHARDS,
         benchmarks=LOGS / "benchmarks",
         config=config,
     message:

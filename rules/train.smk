@@ -1,10 +1,5 @@
 # train: chunks -> features/{backend}/{shard}.parquet (the frozen encoder, run once) -> models/{backend}/
 
-ENCODER = {
-    "retriever": config["retrieval"]["encoder"],
-    "retriever_random": config["retrieval"]["random_control"],
-}
-
 
 rule encode:
     input:
@@ -48,8 +43,13 @@ rule train_backend:
         **grows(mem_mb=3500, runtime_min=240),
     params:
         encoder=lambda wildcards: ENCODER[wildcards.backend],
-        retrieval=config["retrieval"],
-        train=config["train"],
+        layer=config["retrieval"]["layer"],
+        embedding_dim=config["retrieval"]["embedding_dim"],
+        audio_head=config["retrieval"]["audio_head"],
+        text_tower=config["retrieval"]["text_tower"],
+        objective=config["train"]["objective"],
+        schedule=config["train"]["schedule"],
+        augmentation=config["train"]["augmentation"],
         seed=config["seed"],
     message:
         "Training {wildcards.backend}"

@@ -53,6 +53,7 @@ CHUNKS = pa.schema(
         ("main_term", pa.string()),
         ("has_term", pa.bool_()),
         ("other_terms", pa.list_(pa.string())),  # further main terms heard in the chunk
+        ("touched_terms", pa.list_(pa.string())),  # main terms of which any part lies in the chunk, nested ones too
         ("text", pa.string()),  # the aligned words that lie inside the chunk
         ("language", pa.string()),
         ("start_s", pa.float64()),  # of the chunk, from the segment's start; so are the next three
@@ -74,7 +75,7 @@ SPLITS = pa.schema(
         ("main_term", pa.string()),
         ("has_term", pa.bool_()),
         ("other_terms", pa.list_(pa.string())),
-        ("seen_term", pa.bool_()),  # null for a no-term chunk
+        ("seen_term", pa.bool_()),  # is the main term heard in a chunk of train? null for a no-term chunk
         ("text", pa.string()),
         ("duration_s", pa.float64()),  # of the chunk
     ]

@@ -1,10 +1,12 @@
 import json
+import re
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from earmark.corpus.readers import BadLine, Segment, read_manifest
+from earmark import text
+from earmark.corpus.readers import BadLine, Segment, read_manifest, recording_id_of
 from earmark.errors import InputError
 
 HEADER = "segment_id\taudio\ttext\toffset_s\tduration_s\n"
@@ -29,20 +31,62 @@ def test_a_full_tsv_line_becomes_a_segment(tmp_path):
     )
     assert read(tmp_path, content) == [
         Segment("s1", "r1", "anna", str(tmp_path / "sub/a.wav"), 1.25, 2.5, "hallo welt", "de", "dev",
-                f"{tmp_path}/manifest.tsv:2")
+                f"{tmp_path}/manifest.tsv:2", True)
     ]  # fmt: skip
 
 
 def test_the_converters_input_lines_are_read_with_defaults(tmp_path):
     [segment] = read(tmp_path, line(), "jsonl", audio_root=tmp_path / "audio", language="fr")
     assert segment == Segment(
-        "s1", "a", "a", str(tmp_path / "audio/a.wav"), 0.0, None, "hello", "fr", None, f"{tmp_path}/manifest.jsonl:1"
-    )
+        "s1", "a", "a", str(tmp_path / "audio/a.wav"), 0.0, None, "hello", "fr", None, f"{tmp_path}/manifest.jsonl:1",
+        False,
+    )  # fmt: skip
 
 
 def test_an_absolute_audio_path_ignores_the_audio_root(tmp_path):
     [segment] = read(tmp_path, line(wav="/elsewhere/b.flac"), "jsonl", audio_root=tmp_path)
-    assert (segment.audio_path, segment.recording_id) == ("/elsewhere/b.flac", "b")
+    assert segment.audio_path == "/elsewhere/b.flac"
+
+
+def test_every_audio_path_gives_a_recording_of_its_own_with_a_usable_id():
+    paths = [
+        "x.wav", "x-y.wav", "x/y.wav", "x/y/z.wav", "x/y-z.wav", "x-y/z.wav", "a/001.wav", "b/001.wav", "../a/001.wav",
+        "/a/001.wav", "/b/001.wav", "my talk 01.wav", "my-talk-01.wav", "my_talk?01.wav", "-rf.wav", ".hidden", "...",
+        "😀.wav", "语音/一.wav", "a/../b.wav", "long/" * 60 + "x.wav", "语" * 80 + ".wav", "语" * 81 + ".wav",
+        "/", ".", "..",
+    ]  # fmt: skip
+    ids = {path: recording_id_of(path) for path in paths}
+    assert len(set(ids.values())) == len(paths)
+    assert {path: problem for path, name in ids.items() if (problem := text.id_problem(name))} == {}
+
+
+@pytest.mark.parametrize(
+    ("audio", "pattern"),
+    [
+        ("jfk.flac", "jfk"),
+        ("./jfk.flac", "jfk"),
+        ("x/y.wav", "x-y-HASH"),
+        ("my talk 01.wav", "my-talk-01-HASH"),
+        ("a b/talk.wav", "talk-HASH"),
+        ("/elsewhere/b.flac", "b-HASH"),
+        ("../b.flac", "b-HASH"),
+        ("a/../b.flac", "b-HASH"),
+        ("long/" * 60 + "x.wav", "x-HASH"),
+        ("😀.wav", "recording-HASH"),
+    ],
+)
+def test_a_recording_is_called_after_its_audio_path(audio, pattern):
+    assert re.fullmatch(pattern.replace("HASH", "[0-9a-f]{8}"), recording_id_of(audio))
+
+
+def test_a_recording_keeps_its_id_from_run_to_run_whatever_the_suffix():
+    assert {recording_id_of(f"x/y.{suffix}") for suffix in ("wav", "flac")} == {"x-y-8c9048ad"}
+
+
+def test_a_file_name_that_cannot_be_an_id_is_no_reason_to_reject_a_segment(tmp_path):
+    paths = ["my talk 01.wav", "a/001.wav", "b/001.wav"]
+    rows = read(tmp_path, "".join(line(key=f"s{number}", wav=path) for number, path in enumerate(paths)), "jsonl")
+    assert len({row.recording_id for row in rows}) == len({row.speaker_id for row in rows}) == 3
 
 
 def test_our_own_column_names_win_over_other_spellings(tmp_path):
@@ -82,7 +126,7 @@ def test_blank_lines_are_passed_over_and_line_numbers_stay_true(tmp_path):
         ("s2\ta.wav\thello\t0\t-0.5", "bad_time"),
         ("s2\ta.wav\t\t0\t1", "no_text"),
         ("s2\ta.wav\t... !?\t0\t1", "no_text"),
-        ("s2\t\thello\t0\t1", "bad_id"),  # no audio, so nothing to call the recording
+        ("s2\t\thello\t0\t1", "missing_audio"),
         ("s1\tb.wav\tother\t0\t1", "duplicate_id"),
     ],
 )

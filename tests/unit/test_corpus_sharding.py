@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -90,11 +91,36 @@ def test_bad_lines_are_counted_and_kept_aside(tmp_path):
         "kept": 2,
         "rejected": 2,
         "reasons": {"broken_line": 1, "duplicate_id": 1},
+        "without_speaker": 2,
     }
     rejected = [json.loads(line) for line in (tmp_path / "manifest.rejected.jsonl").read_text().splitlines()]
     assert rejected[1] == {
         "id": "s0-0", "reason": "duplicate_id", "detail": f"{tmp_path}/manifest.tsv:5: also on line 2",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("speakers", "count"), [(["anna", "", ""], 2), (["anna", "bo", "bo"], 0)])
+def test_segments_without_a_speaker_are_counted_and_warned_of_in_one_line(tmp_path, caplog, speakers, count):
+    manifest = tmp_path / "m.tsv"
+    lines = [f"s{number}\tr{number}.wav\thello\t{speaker}\n" for number, speaker in enumerate(speakers)]
+    manifest.write_text("segment_id\taudio\ttext\tspeaker\n" + "".join(lines))
+    split_manifest(
+        manifest, {"0": tmp_path / "0.parquet"}, tmp_path / "m.json", format="tsv", audio_root=None, language="en",
+        max_rejected_fraction=0.0,
+    )  # fmt: skip
+    assert read_json(tmp_path / "m.json")["without_speaker"] == count
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    says = "segments name no speaker; their recording stands in for it, so one voice may be on both sides of a split"
+    assert warnings == ([f"{count} {says}"] if count else [])
+    rows = list(iterate_rows(tmp_path / "0.parquet"))
+    assert [row["speaker_id"] for row in rows] == [name or f"r{number}" for number, name in enumerate(speakers)]
+    assert "speaker_stated" not in rows[0]
+
+
+def test_the_demos_splits_are_those_of_the_default_configuration(repo, demo):
+    configured = yaml.safe_load((repo / "config.yaml").read_text(encoding="utf-8"))["splits"]
+    planned = yaml.safe_load((demo / "splits.yaml").read_text(encoding="utf-8"))
+    assert {key: set(names) for key, names in configured.items()} == {key: set(names) for key, names in planned.items()}
 
 
 def test_too_many_bad_lines_stop_the_stage_before_any_shard_is_written(tmp_path):

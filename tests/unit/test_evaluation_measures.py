@@ -13,7 +13,7 @@ TERMS = TermColumns.of(["rome", "oslo", "rome", "lima"])  # the third surface is
 
 
 def test_recall_and_mrr_by_hand():
-    report = recall_and_mrr(np.array([1, 2, 5, 11]), np.array(["x", "x", "y", "y"]), 40, 100, 0)
+    report = recall_and_mrr(np.array([1, 2, 5, 11]), np.array(["rome", "rome", "oslo", "oslo"]), 40, 100, 0)
     assert [report[f"recall@{k}"]["value"] for k in (1, 5, 10, 20)] == [0.25, 0.75, 0.75, 1.0]
     assert report["mrr"]["value"] == pytest.approx((1 + 1 / 2 + 1 / 5 + 1 / 11) / 4)
     assert report["recall@10"]["chance"] == 0.25
@@ -28,10 +28,22 @@ def test_an_empty_group_has_a_reason_and_no_figures():
     assert recall_and_mrr(np.array([]), np.array([]), 5, 10, 0) == {"n": 0, "reason": "no such chunk in this split"}
 
 
-def test_intervals_resample_within_a_speaker():
-    ranks, speakers = np.array([1] * 50 + [99] * 50), np.array(["good"] * 50 + ["bad"] * 50)
-    report = recall_and_mrr(ranks, speakers, 200, 100, 0)
-    assert report["recall@1"] == {"value": 0.5, "low": 0.5, "high": 0.5, "chance": 0.005}
+def test_intervals_resample_terms_each_with_all_its_chunks():
+    ranks, terms = np.array([1] * 90 + [99] * 10), np.array(["found"] * 90 + ["missed"] * 10)
+    report = recall_and_mrr(ranks, terms, 200, 400, 0)
+    # Of two terms drawn with replacement, either both are the same or both are there: no chunk count narrows that.
+    assert report["recall@1"] == {"value": 0.9, "low": 0.0, "high": 1.0, "chance": 0.005}
+
+
+def test_intervals_are_those_of_drawing_whole_terms_one_by_one():
+    random = np.random.default_rng(1)
+    ranks, terms = random.integers(1, 30, 60), random.integers(0, 12, 60).astype(str)
+    members = [np.flatnonzero(terms == term) for term in np.unique(terms)]
+    drawn = [
+        np.mean(ranks[np.concatenate([members[i] for i in random.integers(0, 12, 12)])] <= 10) for _ in range(4000)
+    ]
+    interval = recall_and_mrr(ranks, terms, 40, 4000, 0)["recall@10"]
+    assert [interval["low"], interval["high"]] == pytest.approx(np.percentile(drawn, (2.5, 97.5)), abs=0.02)
 
 
 def test_a_main_term_scores_as_its_best_surface():
@@ -42,6 +54,7 @@ def test_another_spoken_term_is_neither_right_nor_wrong():
     scores = np.array([0.5, 0.9, 0.7])
     assert rank_of(scores, TERMS, "rome", []) == 3
     assert rank_of(scores, TERMS, "rome", ["oslo"]) == 2
+    assert rank_of(scores, TERMS, "rome", ["atlantis"]) == 3
 
 
 def test_a_tie_counts_against_the_term():
@@ -54,6 +67,10 @@ def test_the_threshold_accepts_no_more_no_term_chunks_than_allowed(wanted):
     threshold = rejection_threshold(scores, wanted)
     accepted = (scores > threshold).sum()
     assert accepted <= wanted * 119 < accepted + 1
+
+
+def test_the_threshold_is_a_number_however_few_chunks_there_are():
+    assert rejection_threshold(np.array([0.3]), 0.999) == 0.3
 
 
 def test_auroc_is_that_of_scikit_learn_with_ties():

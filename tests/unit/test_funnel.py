@@ -28,6 +28,7 @@ def funnel(folder, *, manifest_kept=5, corpus_rejected=1, split_rows=6):
         for number in range(split_rows)
     ]  # fmt: skip
     counts = {"unit": "manifest lines", "input": 7, "kept": manifest_kept, "rejected": 2, "reasons": {"no_text": 2}}
+    counts["without_speaker"] = 3
     write_json(folder / "manifest.json", counts)
     write_funnel(
         folder / "manifest.json",

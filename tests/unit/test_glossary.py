@@ -69,6 +69,48 @@ def test_the_same_alias_twice_for_the_same_term_is_no_conflict(tmp_path):
     assert (alt2main, conflicts) == ({"x": "a"}, {})
 
 
+def test_aliases_inside_an_entry_are_aliases_of_its_term(tmp_path):
+    glossary, alt2main, conflicts = merge(
+        tmp_path, [{"New York": {"term": "New York", "aliases": ["NYC", "Big-Apple"]}}], [{"gotham": "nyc"}]
+    )
+    assert glossary["new york"]["aliases"] == ["big apple", "gotham", "nyc"]
+    assert alt2main == {"big apple": "new york", "gotham": "new york", "nyc": "new york"}
+    assert conflicts == {}
+
+
+def test_a_written_glossary_is_read_back_as_it_is(tmp_path):
+    first = merge(tmp_path / "first", [{"a": {"term": "A"}, "b": {}}], [{"x": "a", "y": "x"}])
+    assert merge(tmp_path / "second", [first[0]], []) == first
+
+
+def test_an_alias_file_overrides_the_aliases_inside_an_entry(tmp_path):
+    _, alt2main, conflicts = merge(tmp_path, [{"a": {"aliases": ["x"]}, "b": {}}], [{"x": "b"}])
+    assert alt2main == {"x": "b"}
+    row = conflicts["alias_of_several", "x"]
+    assert row["decision"] == "alias of 'b', the later entry, not of 'a'"
+    assert row["source"] == str(tmp_path / "aliases0.json")
+
+
+def test_aliases_inside_entries_follow_the_rules_of_conflict_and_name_the_term_file(tmp_path):
+    _, alt2main, conflicts = merge(
+        tmp_path, [{"z": {}}, {"a": {"aliases": ["x", "b", "?!", "A"]}, "b": {"aliases": ["x"]}}], []
+    )
+    assert alt2main == {"x": "b"}
+    assert {key: row["source"] for key, row in conflicts.items()} == dict.fromkeys(
+        [("alias_of_several", "x"), ("alias_is_main_term", "b"), ("empty_surface", "?!")], str(tmp_path / "terms1.json")
+    )
+
+
+def test_a_replaced_entry_leaves_no_aliases_behind(tmp_path):
+    _, alt2main, _ = merge(tmp_path, [{"ohm": {"aliases": ["old"]}}, {"Ohm": {"aliases": ["new"]}}], [])
+    assert alt2main == {"new": "ohm"}
+
+
+def test_of_two_entries_with_the_same_alias_that_of_the_later_file_wins(tmp_path):
+    _, alt2main, _ = merge(tmp_path, [{"a": {}, "b": {"aliases": ["x"]}}, {"a": {"aliases": ["x"]}}], [])
+    assert alt2main == {"x": "a"}
+
+
 def test_a_chain_of_aliases_ends_at_its_main_term(tmp_path):
     glossary, alt2main, conflicts = merge(tmp_path, [{"main": {}}], [{"x": "y", "y": "z", "z": "main"}])
     assert alt2main == {"x": "main", "y": "main", "z": "main"}
@@ -131,6 +173,9 @@ def test_surfaces_without_a_letter_are_dropped_with_their_source(tmp_path):
         ([{"a": {"term": None}}], [], r"terms0\.json: the term of 'a' is None"),
         ([{"a": {"term": ["A"]}}], [], r"terms0\.json: the term of 'a' is \['A'\]"),
         ([{"a": {"term": " "}}], [], r"terms0\.json: the term of 'a' is ' '"),
+        ([{"a": {"aliases": "A"}}], [], r"terms0\.json: the aliases of 'a' are 'A'; expected a list of texts"),
+        ([{"a": {"aliases": ["A", 1]}}], [], r"terms0\.json: the aliases of 'a' are \['A', 1\]"),
+        ([{"a": {"aliases": None}}], [], r"terms0\.json: the aliases of 'a' are None"),
         ([{"a": {}}], [{"x": ["a"]}], r"aliases0\.json: the entry 'x' holds a list; expected alias to phrase"),
         (['{"a": {},\n"b": }'], [], r"terms0\.json:2: not valid JSON"),
         ([{}], [], r"terms0\.json: no usable term in the glossary; set glossary\.terms"),

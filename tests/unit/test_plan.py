@@ -2,8 +2,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from earmark.chunks import plan
 from earmark.chunks.mentions import MentionFinder
-from earmark.chunks.plan import no_term_chunk, segment_random, spoken_terms, term_chunk
+from earmark.chunks.plan import free_gaps, no_term_chunk, no_term_lengths, segment_random, timed
 
 SURFACES = {"big apple": "new york", "new york": "new york", "ohm": "ohm", "volt": "volt"}
 FINDER = MentionFinder(SURFACES)
@@ -15,6 +16,18 @@ def spoken(text, seconds=0.5, start_s=0.0):
         {"word": word, "start_s": start_s + number * seconds, "end_s": start_s + (number + 1) * seconds}
         for number, word in enumerate(text.split())
     ]
+
+
+def spoken_terms(words):
+    return timed(FINDER.find([word["word"] for word in words]), words)
+
+
+def occurrences(words):
+    return timed(FINDER.find_all([word["word"] for word in words]), words)
+
+
+def term_chunk(term, terms, words, duration_s, context_s):
+    return plan.term_chunk(term, terms, occurrences(words), words, duration_s, context_s)
 
 
 @st.composite
@@ -30,33 +43,33 @@ def segments(draw):
 
 
 def test_a_mentions_times_span_its_words():
-    [first, second] = spoken_terms(spoken("the big apple ohm"), FINDER)
+    [first, second] = spoken_terms(spoken("the big apple ohm"))
     assert (first.term, first.main_term, first.start_s, first.end_s) == ("big apple", "new york", 0.5, 1.5)
     assert (second.term, second.start_s, second.end_s) == ("ohm", 1.5, 2.0)
 
 
 def test_a_chunk_has_its_context_on_both_sides_and_the_words_inside():
     words = spoken("a b c ohm d e f")
-    chunk = term_chunk(spoken_terms(words, FINDER)[0], spoken_terms(words, FINDER), words, 3.5, 0.8)
+    chunk = term_chunk(spoken_terms(words)[0], spoken_terms(words), words, 3.5, 0.8)
     assert (chunk.start_s, chunk.end_s, chunk.text) == (0.7, 2.8, "b c ohm d e")  # b and e: more than half inside
 
 
 def test_a_chunk_stops_at_the_segments_borders():
     words = spoken("ohm")
-    chunk = term_chunk(spoken_terms(words, FINDER)[0], spoken_terms(words, FINDER), words, 0.6, 1.0)
+    chunk = term_chunk(spoken_terms(words)[0], spoken_terms(words), words, 0.6, 1.0)
     assert (chunk.start_s, chunk.end_s) == (0.0, 0.6)
 
 
 def test_other_terms_are_further_main_terms_once_each():
     words = spoken("big apple ohm new york volt x x x x volt")
-    terms = spoken_terms(words, FINDER)
+    terms = spoken_terms(words)
     chunk = term_chunk(terms[1], terms, words, 5.5, 1.5)
     assert chunk.other_terms == ("new york", "volt")
 
 
 def test_a_term_cut_in_half_counts_where_the_text_holds_it_and_only_there():
     words = spoken("ohm x volt")
-    terms = spoken_terms(words, FINDER)
+    terms = spoken_terms(words)
     more_than_half = term_chunk(terms[0], terms, words, 1.5, 0.8)
     less_than_half = term_chunk(terms[0], terms, words, 1.5, 0.7)
     assert (more_than_half.text, more_than_half.other_terms) == ("ohm x volt", ("volt",))
@@ -66,7 +79,7 @@ def test_a_term_cut_in_half_counts_where_the_text_holds_it_and_only_there():
 @given(segment=segments(), context_s=st.sampled_from([0.0, 0.1, 0.4, 1.0]))
 def test_term_chunks_stay_inside_hold_their_term_and_name_every_term_of_their_text(segment, context_s):
     words, duration_s = segment
-    terms = spoken_terms(words, FINDER)
+    terms = spoken_terms(words)
     for term in terms:
         chunk = term_chunk(term, terms, words, duration_s, context_s)
         assert 0 <= chunk.start_s <= term.start_s < term.end_s <= chunk.end_s <= duration_s
@@ -79,33 +92,70 @@ def test_term_chunks_stay_inside_hold_their_term_and_name_every_term_of_their_te
         assert whole <= {term.main_term, *chunk.other_terms}
 
 
+def test_a_chunk_names_the_terms_it_touches_whole_or_in_part_nested_ones_too():
+    finder = MentionFinder({"new york": "new york", "new york times": "new york times", "ohm": "ohm"})
+    words = spoken("new york times x ohm")
+    mentions = timed(finder.find([word["word"] for word in words]), words)
+    every = timed(finder.find_all([word["word"] for word in words]), words)
+    chunk = plan.term_chunk(mentions[0], mentions, every, words, 2.5, 0.6)  # ends 0.1 s inside "ohm"
+    assert chunk.other_terms == ()
+    assert chunk.touched_terms == ("new york", "new york times", "ohm")
+
+
 @given(segment=segments(), length_s=st.sampled_from([0.01, 0.3, 0.5, 2.0]), seed=st.integers(0, 5))
 def test_no_term_chunks_touch_no_term_and_have_the_length_asked_for(segment, length_s, seed):
     words, duration_s = segment
-    terms = spoken_terms(words, FINDER)
-    chunk = no_term_chunk(length_s, terms, words, duration_s, np.random.default_rng(seed))
-    clock, longest_gap = 0.0, 0.0
-    for term in terms:
-        longest_gap, clock = max(longest_gap, term.start_s - clock), term.end_s
-    longest_gap = max(longest_gap, duration_s - clock)
-    if chunk is None:
-        assert longest_gap < length_s
+    terms = occurrences(words)
+    gaps = free_gaps(terms, duration_s)
+    if not any(end - start >= length_s for start, end in gaps):
         return
-    assert longest_gap >= length_s
+    chunk = no_term_chunk(length_s, gaps, words, np.random.default_rng(seed))
     assert 0 <= chunk.start_s < chunk.end_s <= duration_s
     assert abs(chunk.duration_s - length_s) < 1e-9
     assert all(chunk.end_s <= term.start_s or term.end_s <= chunk.start_s for term in terms)
-    assert (chunk.term, chunk.other_terms) == (None, ())
-    assert FINDER.find(chunk.text.split()) == []
+    assert (chunk.term, chunk.other_terms, chunk.touched_terms) == (None, (), ())
+
+
+@given(segment=segments())
+def test_free_gaps_and_terms_cover_the_segment_without_overlap(segment):
+    words, duration_s = segment
+    terms = occurrences(words)
+    for start_s, end_s in free_gaps(terms, duration_s):
+        assert 0 <= start_s < end_s <= duration_s
+        assert all(end_s <= term.start_s or term.end_s <= start_s for term in terms)
+    ticks = np.arange(0.005, duration_s, 0.01)
+    in_gap = [any(start <= t < end for start, end in free_gaps(terms, duration_s)) for t in ticks]
+    in_term = [any(term.start_s <= t < term.end_s for term in terms) for t in ticks]
+    assert all(gap != term for gap, term in zip(in_gap, in_term, strict=True))
 
 
 def test_no_term_chunks_are_drawn_from_all_places_they_fit():
     words = [{"word": "ohm", "start_s": 4.0, "end_s": 5.0}]
-    terms = spoken_terms(words, FINDER)
-    starts = [no_term_chunk(1.0, terms, words, 10.0, np.random.default_rng(seed)).start_s for seed in range(300)]
+    gaps = free_gaps(occurrences(words), 10.0)
+    starts = [no_term_chunk(1.0, gaps, words, np.random.default_rng(seed)).start_s for seed in range(300)]
     before = [start for start in starts if start <= 3.0]
     assert 0.30 < len(before) / len(starts) < 0.45  # 3 s of room before the term, 4 s after it
     assert min(starts) < 0.2 and max(starts) > 8.8
+
+
+@given(
+    lengths=st.lists(st.floats(0.5, 5.0), max_size=30),
+    rooms=st.lists(st.floats(0.0, 6.0), max_size=30),
+    ratio=st.sampled_from([0.0, 0.3, 1.0, 2.5]),
+)
+def test_no_term_lengths_are_term_lengths_that_all_fit_and_one_more_would_not(lengths, rooms, ratio):
+    chosen = no_term_lengths(lengths, rooms, ratio)
+    assert len(chosen) <= round(ratio * len(lengths)) and set(chosen) <= set(lengths)
+    assert all(length <= room for length, room in zip(chosen, sorted(rooms, reverse=True), strict=False))
+    assert len(chosen) <= len(rooms)
+
+
+def test_short_room_gives_fewer_no_term_chunks_not_shorter_ones():
+    lengths = [1.0, 2.0, 3.0, 4.0]
+    chosen = no_term_lengths(lengths, [4.0, 3.0, 2.5, 1.0, 1.0, 1.0, 1.0, 1.0], 2.0)
+    assert len(chosen) < 8
+    assert abs(np.mean(chosen) - np.mean(lengths)) < 0.6
+    assert no_term_lengths(lengths, [9.0] * 8, 2.0) == [4.0, 4.0, 3.0, 3.0, 2.0, 2.0, 1.0, 1.0]
 
 
 def test_a_segments_random_numbers_depend_on_seed_and_id_alone():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ import torch
 from earmark.artifacts import FEATURES, write_table
 from earmark.errors import EarmarkError, InputError
 from earmark.retrieval.augmentation import FrameAugmentation
-from earmark.retrieval.chunk_frames import ChunkFrames
+from earmark.retrieval.chunk_frames import ChunkFrames, cached_frames
 from earmark.retrieval.retriever_loss import RetrieverLoss
 from earmark.retrieval.split_rows import SplitRow
 from earmark.retrieval.term_loss import IGNORED, NOT_SPOKEN, SPOKEN, TermLoss
@@ -28,7 +29,7 @@ def unit(*rows: tuple[float, float]) -> torch.Tensor:
 
 
 def row(chunk: str, term: str | None, text: str, others: tuple[str, ...] = (), main: str | None = None) -> SplitRow:
-    return SplitRow(chunk, "speaker", term, main or term, others, None if term is None else True, text)
+    return SplitRow(chunk, "speaker", term, main or term, others, None if term is None else True, text, 1.0)
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def frames(tmp_path) -> ChunkFrames:
         data = random.standard_normal((length, 4)).astype("<f2")
         rows.append({"chunk_id": name, "n_frames": length, "frames": data.tobytes()})
     write_table(tmp_path / "0.parquet", pa.Table.from_pylist(rows, schema=FEATURES))
-    return ChunkFrames([tmp_path / "0.parquet"], tmp_path / "cache")
+    return ChunkFrames([tmp_path / "0.parquet"], "abcd", tmp_path / "cache")
 
 
 def batches(frames: ChunkFrames, rows: list[SplitRow], surfaces: dict[str, str], **limits: int) -> TrainingBatches:
@@ -147,7 +148,37 @@ def test_a_chunk_with_features_twice_is_refused(tmp_path):
     for shard in ("0", "1"):
         write_table(tmp_path / f"{shard}.parquet", pa.Table.from_pylist([one], schema=FEATURES))
     with pytest.raises(InputError, match="chunk a has features twice"):
-        ChunkFrames([tmp_path / "0.parquet", tmp_path / "1.parquet"], tmp_path / "cache")
+        ChunkFrames([tmp_path / "0.parquet", tmp_path / "1.parquet"], ["a"], tmp_path / "cache")
+
+
+def feature_shards(folder: Path, *shards: str) -> list[Path]:
+    paths = [folder / f"{number}.parquet" for number in range(len(shards))]
+    for path, chunks in zip(paths, shards, strict=True):
+        rows = [
+            {"chunk_id": chunk, "n_frames": 1, "frames": np.full(4, ord(chunk), "<f2").tobytes()} for chunk in chunks
+        ]
+        write_table(path, pa.Table.from_pylist(rows, schema=FEATURES))
+    return paths
+
+
+def test_only_the_frames_that_are_asked_for_are_cached(tmp_path):
+    frames = ChunkFrames(feature_shards(tmp_path, "ab", "cd", "e"), ["d", "e"], tmp_path / "cache")
+    assert [chunk in frames for chunk in "abcde"] == [False, False, False, True, True]
+    assert frames.batch(["e", "d"])[0][:, 0, 0].tolist() == [ord("e"), ord("d")]
+
+
+def test_features_of_no_chunk_that_is_asked_for_are_refused(tmp_path):
+    with pytest.raises(InputError, match="hold none of the 1 chunks"):
+        ChunkFrames(feature_shards(tmp_path, "ab"), ["x"], tmp_path / "cache")
+
+
+def test_under_slurm_the_cache_lies_on_the_nodes_own_disk_and_is_removed(tmp_path, monkeypatch):
+    node = tmp_path / "node"
+    node.mkdir()
+    monkeypatch.setenv("SLURM_TMPDIR", str(node))
+    with cached_frames(feature_shards(tmp_path, "a"), ["a"]):
+        assert list(node.rglob("*.arrow"))
+    assert not list(node.iterdir())
 
 
 def test_augmentation_varies_a_chunk_within_its_length_and_leaves_the_input_alone():

@@ -7,23 +7,25 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import WhisperConfig, WhisperModel
 
 from earmark.artifacts import CHUNKS, SPLITS, read_json, read_table, table_counts, write_json, write_table
-from earmark.audio import SAMPLE_RATE, encode_flac
+from earmark.audio import SAMPLE_RATE, decode_audio, encode_flac
 from earmark.errors import EarmarkError, InputError, TooManyRejectedError
 from earmark.evaluation.retrieval import evaluate
 from earmark.retrieval.audit import audit_modules
 from earmark.retrieval.augmentation import FrameAugmentation
 from earmark.retrieval.features import encode_chunks
 from earmark.retrieval.index import build_index, load_index
-from earmark.retrieval.model import load_retriever
+from earmark.retrieval.model import embed_audio, embed_surfaces, load_retriever
 from earmark.retrieval.train import HeadSize, Objective, Schedule, TowerSize, train_retriever
 
 TONES_HZ = {"rome": 300, "oslo": 700, "new york": 1500, "lima": 2500}  # lima is never heard in training
@@ -87,6 +89,7 @@ class Corpus:
             "other_terms": [],
             "seen_term": None if term is None else term != "lima",
             "text": f"we saw {term}" if term else "we saw nothing",
+            "duration_s": 1.0 if term else 0.5,
         }
 
     def encode(self, output: Path, **changes: object) -> None:
@@ -107,6 +110,13 @@ class Corpus:
         } | changes
         splits = self.folder / "splits"
         train_retriever([self.features], splits, self.glossary, self.alt2main, output, encoder=self.encoder, **settings)
+
+    def evaluate(self, features: Path, model: Path, index: tuple[Path, Path], output: Path) -> tuple[Any, list[Any]]:
+        """(metrics.json, predictions) of an evaluation into the folder `output`."""
+        metrics, predictions = output / "metrics.json", output / "predictions.parquet"
+        settings = {"false_acceptance": 0.5, "bootstrap_resamples": 20, "top_k": 3, "seed": 0, "threads": 1}
+        evaluate(model, [features], self.folder / "splits", *index, metrics, predictions, **settings)
+        return read_json(metrics), read_table(predictions).to_pylist()
 
 
 @pytest.fixture(scope="module")
@@ -205,12 +215,15 @@ def test_raw_audio_and_its_cached_frames_give_the_same_vector(corpus, model):
     row = read_table(corpus.chunks).to_pylist()[0]
     cached = read_table(corpus.features).to_pylist()[0]
     frames = torch.from_numpy(np.frombuffer(cached["frames"], "<f2").astype(np.float32).reshape(1, -1, 16))
-    from earmark.audio import decode_audio
-    from earmark.retrieval.model import embed_audio
-
     with torch.inference_mode():
-        from_cache = embed_audio(retriever, frames, torch.tensor([cached["n_frames"]]))[0].numpy()
+        from_cache = embed_audio(retriever, frames, torch.tensor([cached["n_frames"]]))[0].cpu().numpy()
     assert np.allclose(retriever.encode([decode_audio(row["audio"]["bytes"])])[0], from_cache, atol=5e-3)
+
+
+def test_cached_frames_and_surfaces_go_to_wherever_the_model_is(model):
+    retriever = load_retriever(model).to("meta")
+    assert embed_audio(retriever, torch.zeros(2, 5, 16), torch.tensor([5, 3])).device.type == "meta"
+    assert embed_surfaces(retriever, ["rome", "oslo"]).device.type == "meta"
 
 
 def test_a_vector_does_not_depend_on_batch_mates(model):
@@ -265,21 +278,7 @@ def test_an_index_and_a_table_of_different_length_are_refused(index, tmp_path):
 
 
 def test_evaluation_writes_figures_for_each_group_and_every_prediction(corpus, model, index, tmp_path):
-    metrics, predictions = tmp_path / "metrics.json", tmp_path / "predictions.parquet"
-    evaluate(
-        model,
-        [corpus.features],
-        corpus.folder / "splits",
-        *index,
-        metrics,
-        predictions,
-        false_acceptance=0.5,
-        bootstrap_resamples=20,
-        top_k=3,
-        seed=0,
-        threads=1,
-    )
-    report, rows = read_json(metrics), read_table(predictions).to_pylist()
+    report, rows = corpus.evaluate(corpus.features, model, index, tmp_path)
     assert report["main_terms"] == 4
     assert {name: group["n"] for name, group in report["test"]["retrieval"].items()} == {
         "all": 8,
@@ -298,3 +297,33 @@ def test_evaluation_writes_figures_for_each_group_and_every_prediction(corpus, m
     no_term = [row["top_scores"][0] for row in rows if row["split"] == "test" and not row["has_term"]]
     accepted = sum(score > threshold for score in no_term) / len(no_term)
     assert report["test"]["rejection"]["false_acceptance"] == accepted
+    assert report["test"]["rejection"]["duration_auroc"] == 1.0
+    assert report["test"]["without_features"] == 0
+
+
+def test_chunks_without_features_are_counted_and_logged(corpus, model, index, tmp_path, caplog):
+    encoded = read_table(corpus.features)
+    lost = pc.is_in(encoded["chunk_id"], pa.array(["test-0-0", "test-4-0", "test-4-1"]))
+    write_table(tmp_path / "features.parquet", encoded.filter(pc.invert(lost)))
+    report, rows = corpus.evaluate(tmp_path / "features.parquet", model, index, tmp_path)
+    assert (report["dev"]["without_features"], report["test"]["without_features"]) == (0, 3)
+    assert len(rows) == 8 + 7
+    assert "test.parquet: 3 of 10 chunks have no features" in caplog.text
+    assert report["test"]["rejection"]["duration_auroc"] is None  # both no-term chunks are among the lost
+
+
+def test_a_split_without_features_names_the_setting_that_fills_it(corpus, model, index, tmp_path):
+    encoded = read_table(corpus.features)
+    write_table(tmp_path / "features.parquet", encoded.filter(pc.starts_with(encoded["chunk_id"], "dev")))
+    with pytest.raises(InputError, match=r"splits\.test_speakers"):
+        corpus.evaluate(tmp_path / "features.parquet", model, index, tmp_path)
+
+
+def test_a_dev_split_without_a_seen_term_names_the_setting_that_fills_it(corpus, tmp_path):
+    unheard = Corpus.__new__(Corpus)
+    vars(unheard).update(vars(corpus), folder=tmp_path)
+    rows = [row for row in read_table(corpus.folder / "splits/dev.parquet").to_pylist() if not row["has_term"]]
+    write_table(tmp_path / "splits/dev.parquet", pa.Table.from_pylist(rows, schema=SPLITS))
+    write_table(tmp_path / "splits/train.parquet", read_table(corpus.folder / "splits/train.parquet"))
+    with pytest.raises(InputError, match=r"splits\.dev_speakers"):
+        unheard.train(tmp_path / "models/none")

@@ -25,6 +25,7 @@ def chunk(speaker, main_term, *others, number=0):
         "main_term": main_term,
         "has_term": main_term is not None,
         "other_terms": list(others),
+        "touched_terms": [term for term in (main_term, *others) if term],
         "text": "x",
         "language": "en",
         "start_s": 1.0,
@@ -75,7 +76,7 @@ def test_unseen_terms_are_absent_from_train_and_dev_also_as_other_terms(tmp_path
     assert {row["main_term"]: row["seen_term"] for row in splits["test"]} == {"ohm": True, "volt": False, None: None}
     rejected = [json.loads(line) for line in (tmp_path / "splits/train.rejected.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rejected] == ["anna-volt-0", "anna-new york-0"]
-    assert all(row["detail"] == "'volt' is an unseen term" for row in rejected)
+    assert all(row["detail"] == "part of the unseen term 'volt' is spoken in it" for row in rejected)
 
 
 def test_split_rows_say_where_their_audio_is(tmp_path):
@@ -127,3 +128,28 @@ def test_a_name_that_cannot_be_used_is_a_config_error(changes, says):
     with pytest.raises(ConfigError) as caught:
         rule(**changes)
     assert says in str(caught.value)
+
+
+def test_a_chunk_that_only_touches_an_unseen_term_is_kept_out_of_training(tmp_path):
+    cut_off = chunk("anna", "ohm", number=1) | {"touched_terms": ["ohm", "volt"]}
+    splits = split(tmp_path, {**SHARDS, "0002": [cut_off]})
+    assert cut_off["chunk_id"] not in {row["chunk_id"] for row in splits["train"]}
+
+
+def test_a_term_that_training_never_heard_is_not_seen_though_nobody_listed_it(tmp_path):
+    splits = split(tmp_path, {**SHARDS, "0002": [chunk("tina", "new york")]}, unseen_terms=[])
+    only_ohm = [chunk("anna", "ohm"), chunk("dave", "ohm"), chunk("tina", "new york"), chunk("tina", "ohm")]
+    assert {row["main_term"]: row["seen_term"] for row in splits["test"]}["new york"] is True
+    splits = split(tmp_path, {"0000": only_ohm}, unseen_terms=[])
+    assert {row["main_term"]: row["seen_term"] for row in splits["test"]} == {"new york": False, "ohm": True}
+
+
+def test_no_speaker_left_to_train_on_is_a_config_error(tmp_path):
+    with pytest.raises(ConfigError, match="none is left to train on"):
+        split(tmp_path, SHARDS, test_speakers=["tina", "anna"])
+
+
+def test_a_share_that_no_hash_falls_into_still_gives_one_speaker():
+    found = rule(["a", "b", "c"], test_speakers=0.001, dev_speakers=0.001)
+    assert len(found.test_speakers) == len(found.dev_speakers) == 1
+    assert not found.test_speakers & found.dev_speakers

@@ -27,7 +27,8 @@ def small_config(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     kept = [line for line in lines if line.split("\t")[recording] in talks[line.split("\t")[speaker]]]
     manifest = tmp_path_factory.mktemp("small") / "manifest.tsv"
     manifest.write_text("\n".join([header, *kept]) + "\n", encoding="utf-8")
-    unseen = ("photosynthesis", "yokohama", "gibraltar", "centrifuge")
+    # The first is said by training speakers too, and must be kept out of their chunks.
+    unseen = ("hypertension", "photosynthesis", "yokohama", "gibraltar", "centrifuge")
     heard = " ".join(line.split("\t")[text] for line in kept)
     return {
         "run": "small",

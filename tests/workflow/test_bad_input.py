@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import soundfile
-import yaml
 
 HOSTILE_IDS = ["../../../evil", 'quo"ted', "it's; touch evil", "/etc/evil"]
 
@@ -159,9 +158,3 @@ def test_a_manifest_without_a_required_column_fails_with_its_name_as_last_line(w
     assert "inputs/manifest.tsv:1: the header lacks the column text or txt" in last_line
     assert last_line in run.output
     assert "Traceback" not in run.output
-
-
-def test_the_workflows_defaults_are_the_documented_file(repo, demo):
-    config = yaml.safe_load((repo / "config.yaml").read_text(encoding="utf-8"))
-    for path in (config["corpus"]["manifest"], *config["glossary"]["terms"], *config["glossary"]["aliases"]):
-        assert (repo / path).is_file()

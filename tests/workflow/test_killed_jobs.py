@@ -25,6 +25,7 @@ ARTIFACTS = (
     "funnel.json",
     "export/wavs/0001",
     "export/conversation/dev.jsonl",
+    "term_level_chunks_merged.json",
     "features/retriever/0000.parquet",
     "models/retriever",
     "index/retriever/terms.parquet",
@@ -45,7 +46,11 @@ def _checksums(run_folder: Path) -> dict[str, str]:
 def test_killed_in_every_stage_in_turn_ends_like_an_undisturbed_run(
     tmp_path: Path, run_snakemake: Callable, small_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = {**small_config, "retrieval": {"random_control": None}, "export": {"formats": ["conversation"]}}
+    config = {
+        **small_config,
+        "retrieval": {"random_control": False},
+        "export": {"formats": ["conversation"], "interchange": True},
+    }
     folder = tmp_path / "run"  # the same path for both: exports name files by their absolute path
 
     whole = run_snakemake(folder, configfile=config, timeout=600)

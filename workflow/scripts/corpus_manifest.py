@@ -4,13 +4,13 @@ from earmark.corpus.sharding import split_manifest
 from earmark.logs import job_log
 
 with job_log(snakemake.log[0]):
-    corpus = snakemake.params.corpus
+    params = snakemake.params
     split_manifest(
         Path(snakemake.input.manifest),
         {Path(path).stem: Path(path) for path in snakemake.output.shards},
         Path(snakemake.output.counts),
-        format=corpus["format"],
-        audio_root=Path(corpus["audio_root"]) if corpus["audio_root"] else None,
-        language=corpus["language"],
-        max_rejected_fraction=snakemake.params.max_rejected_fraction,
+        format=params.format,
+        audio_root=Path(params.audio_root) if params.audio_root else None,
+        language=params.language,
+        max_rejected_fraction=params.max_rejected_fraction,
     )

@@ -7,6 +7,8 @@ with job_log(snakemake.log[0]):
     write_report(
         Path(snakemake.params.run_folder),
         Path(snakemake.params.benchmarks),
+        list(snakemake.params.shards),
         dict(snakemake.params.config),
-        Path(snakemake.output[0]),
+        Path(snakemake.output.report),
+        Path(snakemake.output.config),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ class PocketSphinxAligner:
     `lexicon` adds pronunciations: lines of "word PH ON EM ES", CMU phonemes without stress.
     """
 
-    name = "pocketsphinx-5.0.4"
+    name = f"pocketsphinx-{version('pocketsphinx')}"
 
     def __init__(self, lexicon: Path | None, seed: int):
         # Beams, weights and transform stay the defaults: narrower ones fail on real speech.

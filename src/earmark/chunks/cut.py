@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import logging
 from collections.abc import Iterator
@@ -12,7 +13,16 @@ from typing import Any
 from earmark.artifacts import CHUNKS, StageTable, iterate_rows, read_json
 from earmark.audio import SAMPLE_RATE, encode_flac, read_audio, slice_samples
 from earmark.chunks.mentions import MentionFinder
-from earmark.chunks.plan import PlannedChunk, SpokenTerm, no_term_chunk, segment_random, spoken_terms, term_chunk
+from earmark.chunks.plan import (
+    PlannedChunk,
+    SpokenTerm,
+    free_gaps,
+    no_term_chunk,
+    no_term_lengths,
+    segment_random,
+    term_chunk,
+    timed,
+)
 from earmark.errors import InputError
 from earmark.logs import progress
 
@@ -21,7 +31,8 @@ from earmark.logs import progress
 class _Segment:
     row: dict[str, Any]  # of the corpus table
     words: list[dict[str, Any]]
-    terms: list[SpokenTerm]
+    terms: list[SpokenTerm]  # the mentions
+    occurrences: list[SpokenTerm]  # of all surfaces, those inside or across longer ones too
 
 
 def cut_chunks(
@@ -40,9 +51,8 @@ def cut_chunks(
 ) -> None:
     """Write the CHUNKS table of one shard.
 
-    A term chunk for every mention; then no-term chunks, at most one a segment, whose lengths are drawn from the term
-    chunks', until there are `no_term_ratio` as many. Segments are tried in the order of a hash of their id. Rejected
-    (unit: planned chunks): term_too_short, term_too_long.
+    A term chunk for every mention; then no-term chunks, at most one a segment, with the lengths that term chunks
+    have, up to `no_term_ratio` as many. Rejected (unit: planned chunks): term_too_short, term_too_long.
     """
     surfaces = {main: main for main in read_json(glossary)} | read_json(alt2main)
     segments = _aligned_segments(corpus, alignments, MentionFinder(surfaces))
@@ -56,7 +66,7 @@ def cut_chunks(
                 table.rejected.input += 1
                 length_s = term.end_s - term.start_s
                 if min_term_s <= length_s <= max_term_s:
-                    kept.append(term_chunk(term, segment.terms, segment.words, segment.row["duration_s"], context_s))
+                    kept.append(_term_chunk(segment, term, context_s))
                     continue
                 reason = "term_too_short" if length_s < min_term_s else "term_too_long"
                 detail = f"{term.term!r} lasts {length_s:.3f} s; allowed are {min_term_s} to {max_term_s}"
@@ -76,7 +86,10 @@ def _aligned_segments(corpus: Path, alignments: Path, finder: MentionFinder) -> 
     for row in iterate_rows(corpus):
         words = words_of.pop(row["segment_id"], None)
         if words is not None:
-            segments.append(_Segment(row, words, spoken_terms(words, finder)))
+            spoken = [word["word"] for word in words]
+            segments.append(
+                _Segment(row, words, timed(finder.find(spoken), words), timed(finder.find_all(spoken), words))
+            )
     if words_of:
         raise InputError(f"{alignments}: {next(iter(words_of))!r} is not in {corpus}; run the stage align again")
     return segments
@@ -85,16 +98,25 @@ def _aligned_segments(corpus: Path, alignments: Path, finder: MentionFinder) -> 
 def _plan_no_term_chunks(
     segments: list[_Segment], plans: dict[str, list[PlannedChunk]], ratio: float, seed: int
 ) -> None:
-    lengths = [chunk.duration_s for chunks in plans.values() for chunk in chunks]
-    wanted = round(ratio * len(lengths))
-    randoms = [(segment_random(seed, segment.row["segment_id"]), segment) for segment in segments]
-    for random, segment in sorted(((r, s) for r, s in randoms), key=lambda pair: pair[0].random()):
-        if wanted <= 0:
-            break
-        chunk = no_term_chunk(random.choice(lengths), segment.terms, segment.words, segment.row["duration_s"], random)
-        if chunk is not None:
-            plans[segment.row["segment_id"]].append(chunk)
-            wanted -= 1
+    """Add at most one no-term chunk a segment; of the segments with room for a length, the lowest hash takes it."""
+    term_lengths = [chunk.duration_s for chunks in plans.values() for chunk in chunks]
+    gaps = [free_gaps(segment.occurrences, segment.row["duration_s"]) for segment in segments]
+    rooms = [max((end - start for start, end in found), default=0.0) for found in gaps]
+    by_room = sorted(range(len(segments)), key=lambda index: -rooms[index])
+    randoms = [segment_random(seed, segment.row["segment_id"]) for segment in segments]
+    candidates: list[tuple[float, int]] = []
+    roomy = 0
+    for length_s in no_term_lengths(term_lengths, rooms, ratio):
+        while roomy < len(by_room) and rooms[by_room[roomy]] >= length_s:
+            heapq.heappush(candidates, (randoms[by_room[roomy]].random(), by_room[roomy]))
+            roomy += 1
+        index = heapq.heappop(candidates)[1]
+        chunk = no_term_chunk(length_s, gaps[index], segments[index].words, randoms[index])
+        plans[segments[index].row["segment_id"]].append(chunk)
+
+
+def _term_chunk(segment: _Segment, term: SpokenTerm, context_s: float) -> PlannedChunk:
+    return term_chunk(term, segment.terms, segment.occurrences, segment.words, segment.row["duration_s"], context_s)
 
 
 def _slices(
@@ -127,6 +149,7 @@ def _row(segment: _Segment, chunk: PlannedChunk, flac: bytes) -> dict[str, Any]:
         "main_term": chunk.term.main_term if chunk.term else None,
         "has_term": chunk.term is not None,
         "other_terms": list(chunk.other_terms),
+        "touched_terms": list(chunk.touched_terms),
         "text": chunk.text,
         "language": segment.row["language"],
         "start_s": chunk.start_s,

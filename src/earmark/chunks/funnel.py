@@ -21,12 +21,13 @@ def write_funnel(
     splits: dict[str, Path],
     output: Path,
 ) -> None:
-    """Write funnel.json: {steps: [{step, unit, input, kept, rejected, reasons}], chunks, splits}.
+    """Write funnel.json: {steps: [{step, unit, input, kept, rejected, reasons}], chunks, splits, without_speaker}.
 
     EarmarkError where a step's kept + rejected is not its input, or its input is not what the step before kept.
     """
+    manifest = read_json(manifest_counts)
     steps = [
-        _step("manifest", [read_json(manifest_counts)]),
+        _step("manifest", [manifest]),
         _step("corpus", [table_counts(path) for path in corpus]),
         _step("align", [table_counts(path) for path in alignments]),
         _step("chunks", [table_counts(path) for path in chunks]),
@@ -46,6 +47,7 @@ def write_funnel(
             "steps": steps,
             "chunks": {"term": has_term[True], "no_term": has_term[False]},
             "splits": {name: _split(path) for name, path in splits.items()},
+            "without_speaker": manifest["without_speaker"],
         },
     )
 

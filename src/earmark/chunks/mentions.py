@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,13 +35,14 @@ class MentionFinder:
         """Every mention in `words`, in order. Of two that overlap the longer (in words) stays, then the first."""
         taken = [False] * len(words)
         chosen = []
-        for mention in sorted(self._matches(words), key=lambda m: (m.first - m.last, m.first)):
+        for mention in sorted(self.find_all(words), key=lambda m: (m.first - m.last, m.first)):
             if not any(taken[mention.first : mention.last]):
                 taken[mention.first : mention.last] = [True] * (mention.last - mention.first)
                 chosen.append(mention)
         return sorted(chosen, key=lambda m: m.first)
 
-    def _matches(self, words: Sequence[str]) -> Iterable[Mention]:
+    def find_all(self, words: Sequence[str]) -> Iterator[Mention]:
+        """Every occurrence of every surface, overlapping and nested ones too."""
         for first in range(len(words)):
             node = self._root
             for last in range(first, len(words)):

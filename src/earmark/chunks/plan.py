@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from earmark.chunks.mentions import MentionFinder
+from earmark.chunks.mentions import Mention
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class PlannedChunk:
     end_s: float
     term: SpokenTerm | None
     other_terms: tuple[str, ...]
+    touched_terms: tuple[str, ...]
     text: str
 
     @property
@@ -37,45 +38,85 @@ class PlannedChunk:
         return self.end_s - self.start_s
 
 
-def spoken_terms(words: Sequence[dict[str, Any]], finder: MentionFinder) -> list[SpokenTerm]:
+def timed(mentions: Iterable[Mention], words: Sequence[dict[str, Any]]) -> list[SpokenTerm]:
     """The mentions of a segment's aligned words ({word, start_s, end_s}) with their times."""
-    return [
-        SpokenTerm(m.surface, m.main_term, words[m.first]["start_s"], words[m.last - 1]["end_s"])
-        for m in finder.find([word["word"] for word in words])
-    ]
+    return [SpokenTerm(m.surface, m.main_term, words[m.first]["start_s"], words[m.last - 1]["end_s"]) for m in mentions]
 
 
 def term_chunk(
-    term: SpokenTerm, terms: Sequence[SpokenTerm], words: Sequence[dict[str, Any]], duration_s: float, context_s: float
+    term: SpokenTerm,
+    terms: Sequence[SpokenTerm],
+    occurrences: Sequence[SpokenTerm],
+    words: Sequence[dict[str, Any]],
+    duration_s: float,
+    context_s: float,
 ) -> PlannedChunk:
     """The slice of `context_s` on each side of `term`, kept inside the segment of `duration_s`.
 
-    Another term is heard in it where all words of that term stand in the slice's text.
+    Another of the segment's `terms` is heard in it where all words of that term stand in the slice's text.
+    `occurrences` are those of all surfaces, nested in longer ones too: what the slice touches of them, even a part, is
+    listed for the splits.
     """
     start_s = max(0.0, term.start_s - context_s)
     end_s = min(duration_s, term.end_s + context_s)
     inside = _words_inside(words, start_s, end_s)
     heard = {t.main_term for t in terms if all(w in inside for w in _words_inside(words, t.start_s, t.end_s))}
-    return PlannedChunk(start_s, end_s, term, tuple(sorted(heard - {term.main_term})), _text(inside))
+    touched = {t.main_term for t in occurrences if t.start_s < end_s and t.end_s > start_s}
+    return PlannedChunk(
+        start_s, end_s, term, tuple(sorted(heard - {term.main_term})), tuple(sorted(touched)), _text(inside)
+    )
+
+
+def free_gaps(occurrences: Sequence[SpokenTerm], duration_s: float) -> list[tuple[float, float]]:
+    """The stretches (start_s, end_s) of a segment in which no part of any surface is spoken."""
+    gaps, free_from_s = [], 0.0
+    for term in sorted(occurrences, key=lambda t: t.start_s):
+        if term.start_s > free_from_s:
+            gaps.append((free_from_s, term.start_s))
+        free_from_s = max(free_from_s, term.end_s)
+    if duration_s > free_from_s:
+        gaps.append((free_from_s, duration_s))
+    return gaps
 
 
 def no_term_chunk(
     length_s: float,
-    terms: Sequence[SpokenTerm],
+    gaps: Sequence[tuple[float, float]],
     words: Sequence[dict[str, Any]],
-    duration_s: float,
     random: np.random.Generator,
-) -> PlannedChunk | None:
-    """A slice of `length_s` that touches no spoken term, drawn evenly from all places it fits; None if none does."""
-    edges = [0.0, *(edge for term in terms for edge in (term.start_s, term.end_s)), duration_s]
-    gaps = [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if end - start >= length_s]
-    if not gaps:
-        return None
-    room = np.array([end - start - length_s for start, end in gaps])
-    place = random.choice(len(gaps), p=room / room.sum()) if room.sum() > 0 else 0
-    start_s = gaps[place][0] + random.uniform(0.0, room[place])
-    end_s = min(start_s + length_s, gaps[place][1])
-    return PlannedChunk(start_s, end_s, None, (), _text(_words_inside(words, start_s, end_s)))
+) -> PlannedChunk:
+    """A slice of `length_s`, drawn evenly from all places in `gaps` that hold it; at least one gap must."""
+    fitting = [(start, end) for start, end in gaps if end - start >= length_s]
+    room = np.array([end - start - length_s for start, end in fitting])
+    place = random.choice(len(fitting), p=room / room.sum()) if room.sum() > 0 else 0
+    start_s = fitting[place][0] + random.uniform(0.0, room[place])
+    end_s = min(start_s + length_s, fitting[place][1])
+    return PlannedChunk(start_s, end_s, None, (), (), _text(_words_inside(words, start_s, end_s)))
+
+
+def no_term_lengths(term_lengths_s: Sequence[float], room_s: Sequence[float], ratio: float) -> list[float]:
+    """Lengths of the no-term chunks, longest first: as many as fit, up to `ratio` times the term chunks.
+
+    `room_s[i]` is the longest free gap of segment i, which takes one chunk. The lengths are evenly spaced quantiles of
+    the term chunks', so that length does not tell the two kinds apart; where room is short there are fewer of them,
+    not shorter ones.
+    """
+    rooms = np.sort(np.asarray(room_s))[::-1]
+    ordered = np.sort(np.asarray(term_lengths_s))[::-1]
+
+    def lengths(count: int) -> np.ndarray:
+        return ordered[((np.arange(count) + 0.5) * len(ordered) / count).astype(int)]
+
+    # The i-th longest needs the i-th largest room: if every pair fits, all can be placed, and only then. Fewer lengths
+    # are shorter at every i, so the largest number that fits can be searched by halving.
+    most, none = 0, min(round(ratio * len(ordered)), len(rooms)) + 1
+    while none - most > 1:
+        count = (most + none) // 2
+        if (lengths(count) <= rooms[:count]).all():
+            most = count
+        else:
+            none = count
+    return lengths(most).tolist() if most else []
 
 
 def segment_random(seed: int, segment_id: str) -> np.random.Generator:

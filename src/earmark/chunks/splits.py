@@ -29,8 +29,8 @@ class SplitRule:
         if chunk["speaker_id"] in self.test_speakers:
             return "test", None
         split = "dev" if chunk["speaker_id"] in self.dev_speakers else "train"
-        unseen = self.unseen_terms.intersection([chunk["main_term"], *chunk["other_terms"]])
-        return split, f"{sorted(unseen)[0]!r} is an unseen term" if unseen else None
+        unseen = self.unseen_terms.intersection(chunk["touched_terms"])
+        return split, f"part of the unseen term {min(unseen)!r} is spoken in it" if unseen else None
 
 
 def make_rule(
@@ -68,7 +68,8 @@ def split_chunks(
 ) -> None:
     """Write train.parquet, dev.parquet and test.parquet (SPLITS) from `chunks[shard]`.
 
-    Rejected from train and dev: unseen_term, a chunk in which a term is heard that training must not know.
+    Rejected from train and dev: unseen_term, a chunk that holds any part of a term that training must not know.
+    ConfigError if no speaker is left to train on.
     """
     speakers = {row["speaker_id"] for path in chunks.values() for row in iterate_rows(path, columns=["speaker_id"])}
     rule = make_rule(
@@ -79,6 +80,12 @@ def split_chunks(
         unseen_terms=unseen_terms,
         seed=seed,
     )
+    if speakers <= rule.test_speakers | rule.dev_speakers:
+        raise ConfigError(
+            f"splits: all {len(speakers)} speakers of the chunks are in dev or test, none is left to train on; "
+            "lower splits.test_speakers and splits.dev_speakers, or add speakers"
+        )
+    heard = _heard_in_training(chunks, rule)
     tables = {
         name: StageTable(output_folder / f"{name}.parquet", SPLITS, unit="chunks", max_rejected_fraction=1.0)
         for name in SPLIT_NAMES
@@ -91,14 +98,24 @@ def split_chunks(
                 if problem:
                     tables[split].reject(chunk["chunk_id"], "unseen_term", problem)
                 else:
-                    tables[split].keep(_row(chunk, shard, rule))
+                    tables[split].keep(_row(chunk, shard, heard))
     logging.info("%s", {name: table.rejected.kept for name, table in tables.items()})
 
 
-def _row(chunk: dict[str, Any], shard: str, rule: SplitRule) -> dict[str, Any]:
+def _heard_in_training(chunks: dict[str, Path], rule: SplitRule) -> set[str]:
+    """The main terms that some kept training chunk holds whole: the seen ones, whatever the configuration lists."""
+    heard: set[str] = set()
+    for path in chunks.values():
+        for chunk in iterate_rows(path, columns=_COLUMNS):
+            if chunk["has_term"] and rule.place(chunk) == ("train", None):
+                heard.update([chunk["main_term"], *chunk["other_terms"]])
+    return heard
+
+
+def _row(chunk: dict[str, Any], shard: str, heard: set[str]) -> dict[str, Any]:
     row = {name: chunk.get(name) for name in SPLITS.names}
     row["shard"] = shard
-    row["seen_term"] = chunk["main_term"] not in rule.unseen_terms if chunk["has_term"] else None
+    row["seen_term"] = chunk["main_term"] in heard if chunk["has_term"] else None
     row["duration_s"] = chunk["end_s"] - chunk["start_s"]
     return row
 
@@ -106,7 +123,9 @@ def _row(chunk: dict[str, Any], shard: str, rule: SplitRule) -> dict[str, Any]:
 def _chosen(names: set[str], wanted: float | list[str], key: str, salt: str, skip: float) -> set[str]:
     if isinstance(wanted, float | int):
         # `skip` is the share that the split before this one took, so that the two never compete for a hash range.
-        return {name for name in names if skip <= _position(name, salt) < skip + wanted}
+        chosen = {name for name in names if skip <= _position(name, salt) < skip + wanted}
+        # A share of few names may come out empty; a split that was asked for gets one.
+        return chosen or ({min(names, key=lambda name: _position(name, salt))} if wanted and names else set())
     if missing := sorted(set(wanted) - names):
         some = ", ".join(sorted(names)[:10])
         where = "in the glossary" if key == "splits.unseen_terms" else "among the speakers of the chunks"

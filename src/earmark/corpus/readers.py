@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from hashlib import blake2b
+from pathlib import Path, PurePath
 
 from earmark import text
 from earmark.errors import InputError
@@ -28,7 +30,10 @@ REQUIRED = ("segment_id", "audio", "text")
 
 @dataclass(frozen=True)
 class Segment:
-    """One good manifest line. `source` is `file:line`; `duration_s` None means "to the end of the recording"."""
+    """One good manifest line. `source` is `file:line`; `duration_s` None means "to the end of the recording".
+
+    Where the line names no speaker, `speaker_stated` is False and the recording's id stands in for the speaker's.
+    """
 
     segment_id: str
     recording_id: str
@@ -40,6 +45,7 @@ class Segment:
     language: str
     split: str | None
     source: str
+    speaker_stated: bool
 
 
 @dataclass(frozen=True)
@@ -154,17 +160,15 @@ def _segment(fields: dict[str, str], root: Path, language: str, source: str) -> 
     for name in REQUIRED:
         if name not in fields:
             raise _LineError("broken_line", f"no {' or '.join(COLUMNS[name])}")
-    recording_id = fields.get("recording_id") or Path(fields["audio"]).stem
-    speaker_id = fields.get("speaker_id") or recording_id
-    for name, value in (
-        ("segment_id", fields["segment_id"]), ("recording_id", recording_id), ("speaker_id", speaker_id)
-    ):  # fmt: skip
-        if problem := text.id_problem(value):
+    for name in ("segment_id", "recording_id", "speaker_id"):
+        value = fields.get(name, "")
+        if (value or name in REQUIRED) and (problem := text.id_problem(value)):
             raise _LineError("bad_id", f"{name} {value[:80]!r} {problem}")
     if not fields["audio"] or "\0" in fields["audio"]:
         raise _LineError("missing_audio", "the audio column is empty or holds a NUL")
     if not (spoken := text.normalise(fields["text"])):
         raise _LineError("no_text", "the text holds no word")
+    recording_id = fields.get("recording_id") or recording_id_of(fields["audio"])
     offset_s = _seconds(fields, "offset_s")
     duration_s = _seconds(fields, "duration_s")
     if duration_s == 0:
@@ -172,7 +176,7 @@ def _segment(fields: dict[str, str], root: Path, language: str, source: str) -> 
     return Segment(
         segment_id=fields["segment_id"],
         recording_id=recording_id,
-        speaker_id=speaker_id,
+        speaker_id=fields.get("speaker_id") or recording_id,
         audio_path=str(root / fields["audio"]),
         offset_s=offset_s or 0.0,
         duration_s=duration_s,
@@ -180,7 +184,27 @@ def _segment(fields: dict[str, str], root: Path, language: str, source: str) -> 
         language=fields.get("language") or language,
         split=fields.get("split") or None,
         source=source,
+        speaker_stated=bool(fields.get("speaker_id")),
     )
+
+
+def recording_id_of(audio: str) -> str:
+    """The id of a recording that the manifest names by its audio path alone; the suffix does not count.
+
+    `a.wav` -> `a`; any other path gets a digest of itself, as `x/y.wav` and `x-y.wav` are two recordings:
+    `x/y.wav` -> `x-y-8c9048ad`; `/data/my talk.wav` -> `my-talk-` and a digest.
+    """
+    path = PurePath(audio)
+    name = str(path.parent / path.stem)
+    if text.id_problem(name) is None:
+        return name
+    digest = blake2b(name.encode(), digest_size=4).hexdigest()
+    nested = f"{name.replace('/', '-')}-{digest}"
+    if ".." not in path.parts and text.id_problem(nested) is None:
+        return nested
+    stem = re.sub(r"[^\w.@+=-]", "-", path.stem).lstrip(".@+=-") or "recording"
+    room = text.ID_MAX_BYTES - len(digest) - 1
+    return f"{stem.encode()[:room].decode(errors='ignore')}-{digest}"
 
 
 def _seconds(fields: dict[str, str], name: str) -> float | None:

@@ -37,9 +37,10 @@ def split_manifest(
 
     Recordings are dealt out longest first, each to the shard that holds the least: deterministic, balanced by
     duration, and a recording is never split. The manifest is read once to deal and once for every OPEN_SHARDS shards
-    to write, so only ids stay in memory.
+    to write, so only ids stay in memory. `summary` holds the counts and `without_speaker`, the segments that name none.
     """
     weights: dict[str, float] = defaultdict(float)
+    without_speaker = 0
     rejected = RejectedRows("manifest lines", max_rejected_fraction)
     for row in read_manifest(manifest, format, audio_root, language):
         rejected.input += 1
@@ -47,10 +48,17 @@ def split_manifest(
             rejected.reject(row.id, row.reason, row.detail)
         else:
             rejected.kept += 1
+            without_speaker += not row.speaker_stated
             weights[row.recording_id] += UNKNOWN_DURATION_S if row.duration_s is None else row.duration_s
     if not rejected.input:
         raise InputError(f"{manifest}: the manifest holds no segment; add one segment a line below the header")
     rejected.close(summary)
+    if without_speaker:
+        logging.warning(
+            "%d segments name no speaker; their recording stands in for it, so one voice may be on both sides of a "
+            "split",
+            without_speaker,
+        )
     shard_of = _deal(weights, sorted(shards))
     names = sorted(shards)
     for first in range(0, len(names), OPEN_SHARDS):
@@ -70,7 +78,7 @@ def split_manifest(
                     continue
                 table.rejected.input += 1
                 table.keep(asdict(row))
-    write_json(summary, rejected.counts())
+    write_json(summary, {**rejected.counts(), "without_speaker": without_speaker})
     logging.info(
         "%d lines, %d segments, %d recordings, %d rejected", rejected.input, rejected.kept, len(weights),
         len(rejected.rows),

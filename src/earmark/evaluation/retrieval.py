@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +13,12 @@ import torch
 
 from earmark.artifacts import PREDICTIONS, write_json, write_table
 from earmark.errors import InputError
-from earmark.evaluation.measures import recall_and_mrr, rejection, rejection_threshold
-from earmark.retrieval.chunk_frames import ChunkFrames
+from earmark.evaluation.measures import auroc, recall_and_mrr, rejection, rejection_threshold
+from earmark.retrieval.chunk_frames import ChunkFrames, cached_frames, rows_with_frames
 from earmark.retrieval.index import TermIndex, load_index
 from earmark.retrieval.model import TermRetriever, embed_audio, load_retriever
 from earmark.retrieval.ranking import TermColumns, rank_of, term_scores
 from earmark.retrieval.split_rows import SplitRow, read_split
-
-log = logging.getLogger(__name__)
 
 _BATCH = 64
 _GROUPS: dict[str, frozenset[bool | None]] = {
@@ -61,18 +57,19 @@ def evaluate(
 
     A main term scores as its best surface. Further terms spoken in a chunk (`other_terms`) are taken out of its ranking
     before the rank of its own term is read: they are neither right nor wrong. (`top_terms` hold them.) Groups:
-    `all`, `seen` and `unseen` terms. The rejection threshold is set on dev, so that at most `false_acceptance` of its
-    no-term chunks are accepted, and applied to test as it is. InputError if a split has no chunk left; a figure whose
-    chunks are missing is null, or the group has a `reason`.
+    `all`, `seen` (the main term is heard in a kept training chunk) and `unseen` terms. The rejection threshold is set
+    on dev, so that at most `false_acceptance` (below 1) of its no-term chunks are accepted, and applied to test as it
+    is. `duration_auroc` is a control: how well a chunk's length alone tells term chunks from no-term chunks, 0.5 being
+    not at all. `without_features` counts the chunks left out because their encoding was rejected. InputError if a split
+    has no chunk left; a figure whose chunks are missing is null, or the group has a `reason`.
     """
     torch.set_num_threads(threads)
     retriever = load_retriever(model)
     term_index = load_index(index, terms)
-    with tempfile.TemporaryDirectory(prefix="earmark-frames-") as cache:
-        frames = ChunkFrames(features, Path(cache))
-        heard = {
-            split: _hear(splits / f"{split}.parquet", retriever, frames, term_index, top_k) for split in ("dev", "test")
-        }
+    rows = {split: read_split(splits / f"{split}.parquet") for split in ("dev", "test")}
+    with cached_frames(features, {row.chunk_id for group in rows.values() for row in group}) as frames:
+        kept = {split: _usable(group, frames, splits, split) for split, group in rows.items()}
+        heard = {split: _hear(group, retriever, frames, term_index, top_k) for split, group in kept.items()}
     main_terms = len(set(term_index.main_terms))
     threshold = _threshold(heard["dev"], false_acceptance)
     report: dict[str, Any] = {
@@ -82,6 +79,7 @@ def evaluate(
     }
     for split, results in heard.items():
         report[split] = {
+            "without_features": len(rows[split]) - len(results),
             "retrieval": {
                 name: _retrieval(results, seen, main_terms, bootstrap_resamples, seed) for name, seen in _GROUPS.items()
             },
@@ -91,10 +89,20 @@ def evaluate(
     write_json(metrics, report)
 
 
-def _hear(path: Path, model: TermRetriever, frames: ChunkFrames, index: TermIndex, top_k: int) -> list[Heard]:
-    rows = [row for row in read_split(path) if row.chunk_id in frames]
-    if not rows:
-        raise InputError(f"{path}: no chunk with features to evaluate on; enlarge the split")
+def _usable(rows: Sequence[SplitRow], frames: ChunkFrames, splits: Path, split: str) -> list[SplitRow]:
+    path = splits / f"{split}.parquet"
+    kept = rows_with_frames(rows, frames, path)
+    if not kept:
+        raise InputError(
+            f"{path}: no chunk with features to evaluate on; give splits.{split}_speakers a larger share, or name more "
+            "speakers there"
+        )
+    return kept
+
+
+def _hear(
+    rows: Sequence[SplitRow], model: TermRetriever, frames: ChunkFrames, index: TermIndex, top_k: int
+) -> list[Heard]:
     columns = TermColumns.of(index.main_terms)
     heard: list[Heard] = []
     for start in range(0, len(rows), _BATCH):
@@ -107,7 +115,7 @@ def _hear(path: Path, model: TermRetriever, frames: ChunkFrames, index: TermInde
 
 
 def _read(row: SplitRow, scores: np.ndarray, columns: TermColumns, top_k: int) -> Heard:
-    if row.main_term is not None and row.main_term not in columns.terms:
+    if row.main_term is not None and row.main_term not in columns.column_of:
         raise InputError(f"chunk {row.chunk_id}: {row.main_term!r} is not in the index; run the index stage again")
     best = np.argsort(-scores, kind="stable")[:top_k]
     rank = None if row.main_term is None else rank_of(scores, columns, row.main_term, row.other_terms)
@@ -124,19 +132,24 @@ def _retrieval(
 ) -> dict[str, Any]:
     chosen = [item for item in heard if item.row.has_term and item.row.seen_term in seen]
     ranks = np.array([item.rank for item in chosen])
-    speakers = np.array([item.row.speaker_id for item in chosen])
-    return recall_and_mrr(ranks, speakers, main_terms, resamples, seed)
+    spoken = np.array([item.row.main_term for item in chosen])
+    return recall_and_mrr(ranks, spoken, main_terms, resamples, seed)
 
 
-def _rejection(heard: Sequence[Heard], threshold: float | None) -> dict[str, Any] | None:
-    no_term = np.array([item.top_scores[0] for item in heard if not item.row.has_term])
+def _rejection(heard: Sequence[Heard], threshold: float | None) -> dict[str, Any]:
+    durations = {
+        has_term: np.array([item.row.duration_s for item in heard if item.row.has_term == has_term])
+        for has_term in (True, False)
+    }
+    control = {"duration_auroc": auroc(durations[True], durations[False])}
     if threshold is None:
-        return {"reason": "the dev split has no no-term chunk to set a threshold on"}
+        return {"reason": "the dev split has no no-term chunk to set a threshold on", **control}
+    no_term = np.array([item.top_scores[0] for item in heard if not item.row.has_term])
     groups = {
         name: np.array([item.top_scores[0] for item in heard if item.row.has_term and item.row.seen_term in seen])
         for name, seen in _GROUPS.items()
     }
-    return rejection(threshold, no_term, groups)
+    return {**rejection(threshold, no_term, groups), **control}
 
 
 def _predictions(heard: dict[str, list[Heard]]) -> pa.Table:

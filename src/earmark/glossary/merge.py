@@ -28,15 +28,20 @@ class Glossary:
 def merge_glossary(term_files: list[Path], alias_files: list[Path], output_folder: Path) -> None:
     """Write glossary.json, alt2main.json and conflicts.jsonl.
 
-    Term files hold {phrase: {term, short_description?, ...}}, alias files {alias: phrase}. Rules: a later file
-    overrides an earlier one; a chain of aliases is followed to its main term; a cycle, an alias whose main term is
-    missing and a surface that normalises to nothing are dropped; a main term is never an alias of another. InputError
-    if no term is left.
+    Term files hold {phrase: {term, short_description?, aliases?, ...}}, alias files {alias: phrase}. Rules: a later
+    file overrides an earlier one, and an alias file the `aliases` inside any entry; a chain of aliases is followed to
+    its main term; a cycle, an alias whose main term is missing and a surface that normalises to nothing are dropped;
+    a main term is never an alias of another. InputError if no term is left.
     """
     glossary = Glossary()
+    sources: dict[str, Path] = {}
     for path in term_files:
-        _read_terms(path, glossary)
+        _read_terms(path, glossary, sources)
     aliases: dict[str, tuple[str, Path]] = {}
+    # Once all term files are read, so that an entry that was replaced leaves no aliases behind.
+    for main, entry in glossary.terms.items():
+        for alias_text in entry.get("aliases", []):
+            _add_alias(alias_text, main, sources[main], aliases, glossary)
     for path in alias_files:
         _read_aliases(path, aliases, glossary)
     _resolve(aliases, glossary)
@@ -66,7 +71,8 @@ def _entries(path: Path, kind: type, what: str) -> dict[str, Any]:
     return entries
 
 
-def _read_terms(path: Path, glossary: Glossary) -> None:
+def _read_terms(path: Path, glossary: Glossary, sources: dict[str, Path]) -> None:
+    """Add the file's entries to `glossary.terms`, and the file to `sources` as where each main term is from."""
     for phrase, entry in _entries(path, dict, "phrase to {term, short_description, ...}").items():
         main = normalise(phrase)
         if not main:
@@ -74,22 +80,33 @@ def _read_terms(path: Path, glossary: Glossary) -> None:
             continue
         if main in glossary.terms:
             glossary.conflict("duplicate_term", main, path, "the later entry replaces the earlier one")
+            del glossary.terms[main]  # so that the new one comes last: where two entries list an alias, the later wins
         shown = entry.get("term", phrase)
         if not isinstance(shown, str) or not shown.strip():
             raise InputError(f"{path}: the term of {phrase[:80]!r} is {shown!r}; expected the text to show for it")
+        listed = entry.get("aliases", [])
+        if not isinstance(listed, list) or not all(isinstance(alias, str) for alias in listed):
+            raise InputError(f"{path}: the aliases of {phrase[:80]!r} are {listed!r:.80}; expected a list of texts")
         glossary.terms[main] = {**entry, "term": shown}
+        sources[main] = path
 
 
 def _read_aliases(path: Path, aliases: dict[str, tuple[str, Path]], glossary: Glossary) -> None:
     for alias_text, main_text in _entries(path, str, "alias to phrase").items():
-        alias, main = normalise(alias_text), normalise(main_text)
-        if not alias or not main:
-            glossary.conflict("empty_surface", alias_text, path, "dropped: it normalises to nothing")
-            continue
-        if alias in aliases and aliases[alias][0] != main:
-            decision = f"alias of {main!r}, the later entry, not of {aliases[alias][0]!r}"
-            glossary.conflict("alias_of_several", alias, path, decision)
-        aliases[alias] = (main, path)
+        _add_alias(alias_text, main_text, path, aliases, glossary)
+
+
+def _add_alias(
+    alias_text: str, main_text: str, path: Path, aliases: dict[str, tuple[str, Path]], glossary: Glossary
+) -> None:
+    alias, main = normalise(alias_text), normalise(main_text)
+    if not alias or not main:
+        glossary.conflict("empty_surface", alias_text, path, "dropped: it normalises to nothing")
+        return
+    if alias in aliases and aliases[alias][0] != main:
+        decision = f"alias of {main!r}, the later entry, not of {aliases[alias][0]!r}"
+        glossary.conflict("alias_of_several", alias, path, decision)
+    aliases[alias] = (main, path)
 
 
 def _resolve(aliases: dict[str, tuple[str, Path]], glossary: Glossary) -> None:

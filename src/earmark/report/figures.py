@@ -30,27 +30,27 @@ class RunFigures:
         return _value(self.metrics[backend][split]["retrieval"][group].get(f"recall@{k}"))
 
 
-def read_figures(folder: Path) -> RunFigures:
-    """Read the figures of a finished run from `folder`, data/{run}."""
-    found = sorted(
-        (path.parent.name for path in folder.glob("evaluation/*/metrics.json")), key=lambda b: (b == CONTROL, b)
-    )
-    if not found:
-        raise InputError(f"{folder}: holds no evaluation/*/metrics.json; run the stage evaluate first")
-    accuracy = folder / "evaluation/alignment.json"
+def read_figures(folder: Path, config: dict[str, Any]) -> RunFigures:
+    """Read the figures of the run in `folder` (data/{run}) that belong to its configuration.
+
+    An earlier run under another configuration may have left more in the folder: that is passed over.
+    """
+    backends = ["retriever", *([CONTROL] if config["retrieval"]["random_control"] else [])]
     return RunFigures(
         folder=folder,
         funnel=read_json(folder / "funnel.json"),
-        alignment=read_json(accuracy) if accuracy.exists() else None,
-        metrics={backend: read_json(folder / "evaluation" / backend / "metrics.json") for backend in found},
-        losses={backend: _read_lines(folder / "models" / backend / "train_metrics.jsonl") for backend in found},
-        audits={backend: read_json(folder / "models" / backend / "audit.json") for backend in found},
+        alignment=read_json(folder / "evaluation/alignment.json") if config["align"]["reference"] else None,
+        metrics={backend: read_json(folder / "evaluation" / backend / "metrics.json") for backend in backends},
+        losses={backend: _read_lines(folder / "models" / backend / "train_metrics.jsonl") for backend in backends},
+        audits={backend: read_json(folder / "models" / backend / "audit.json") for backend in backends},
     )
 
 
 def print_figures(folder: Path) -> None:
     """Print the figures that a reader wants first, and where the report is."""
-    figures = read_figures(folder)
+    if not (folder / "config.json").exists():
+        raise InputError(f"{folder}: holds no finished run (no config.json); run the stage report first")
+    figures = read_figures(folder, read_json(folder / "config.json"))
     print(f"\n{folder.name}: {_funnel_sentence(figures.funnel)}")
     if figures.alignment:
         every = figures.alignment["all"]
@@ -67,8 +67,7 @@ def print_figures(folder: Path) -> None:
             values = [_value(row.get(f"recall@{k}")) for k in RECALL_AT] + [_value(row.get("mrr"))]
             print(f"  {group + ' terms':14}{row['n']:>6}" + "".join(f"{_shown(value):>8}" for value in values))
         print(f"  rejection: {rejection_sentence(metrics)}")
-    report = folder / "report.html"
-    print(f"\nreport: {report.resolve() if report.exists() else 'not written yet'}")
+    print(f"\nreport: {(folder / 'report.html').resolve()}")
 
 
 def rejection_sentence(metrics: dict[str, Any]) -> str:

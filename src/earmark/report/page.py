@@ -13,16 +13,21 @@ import jinja2
 import yaml
 
 import earmark
-from earmark.artifacts import atomic_path, iterate_rows
+from earmark.artifacts import atomic_path, iterate_rows, write_json
 from earmark.report import plots
 from earmark.report.figures import CONTROL, RECALL_AT, RunFigures, read_figures, rejection_sentence
 
 _SHOWN_ROWS = 30  # of long lists; the artifacts hold them whole
 
 
-def write_report(run_folder: Path, benchmarks: Path, config: dict[str, Any], output: Path) -> None:
-    """Write the page of the run in `run_folder`; `benchmarks` holds Snakemake's benchmark tables."""
-    figures = read_figures(run_folder)
+def write_report(
+    run_folder: Path, benchmarks: Path, shards: list[str], config: dict[str, Any], output: Path, config_copy: Path
+) -> None:
+    """Write the page of the run in `run_folder`, and the configuration that the run had.
+
+    `benchmarks` holds Snakemake's benchmark tables.
+    """
+    figures = read_figures(run_folder, config)
     predictions = {
         backend: [row for row in iterate_rows(run_folder / "evaluation" / backend / "predictions.parquet")]
         for backend in figures.metrics
@@ -51,13 +56,14 @@ def write_report(run_folder: Path, benchmarks: Path, config: dict[str, Any], out
         training_plots={backend: _training_plot(lines) for backend, lines in figures.losses.items()},
         confusions=_confusions(test),
         hardest=_hardest_terms(test),
-        rejected=_rejected_rows(run_folder),
+        rejected=_rejected_rows(run_folder, shards, config["export"]["formats"]),
         conflicts=_first_lines(run_folder / "glossary/conflicts.jsonl"),
         stages=_stage_costs(benchmarks),
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
     )
     with atomic_path(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
+    write_json(config_copy, config)
 
 
 def _recall_plot(figures: RunFigures) -> str:
@@ -124,10 +130,12 @@ def _hardest_terms(test: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["in_ten"], row["first"], row["term"]))[:_SHOWN_ROWS]
 
 
-def _rejected_rows(run_folder: Path) -> list[dict[str, str]]:
-    """The first rejected rows of every artifact, with where they are listed."""
+def _rejected_rows(run_folder: Path, shards: list[str], formats: list[str]) -> list[dict[str, str]]:
+    """The first rejected rows of every artifact of this run, with where they are listed."""
+    sharded = [f"{stage}/{shard}" for stage in ("corpus", "alignments", "chunks", "features/*") for shard in shards]
+    named = ["corpus/manifest", "splits/*", *(f"export/{name}/*" for name in formats), *sharded]
     rows = []
-    for path in sorted(run_folder.rglob("*.rejected.jsonl")):
+    for path in sorted(found for name in named for found in run_folder.glob(f"{name}.rejected.jsonl")):
         rows += [{"file": str(path.relative_to(run_folder)), **row} for row in _first_lines(path)]
     return rows[: 3 * _SHOWN_ROWS]
 

@@ -2,37 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import os
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset, Features, Value, disable_progress_bars
 
+from earmark.artifacts import read_table
 from earmark.errors import InputError
+from earmark.retrieval.split_rows import SplitRow
+
+log = logging.getLogger(__name__)
 
 
 class ChunkFrames:
-    """Random access to the frames of feature shards (schema FEATURES).
+    """Random access to the frames of those of `chunk_ids` that feature shards (schema FEATURES) hold.
 
     `cache` is a folder for the memory-mapped copy; the caller removes it. InputError if a shard is missing, a chunk id
-    occurs twice, or the shards' frames are not of one width.
+    occurs twice, none of the chunks has features, or the frames are not of one width.
     """
 
-    def __init__(self, shards: Sequence[Path], cache: Path):
+    def __init__(self, shards: Sequence[Path], chunk_ids: Collection[str], cache: Path):
         schema = Features({"chunk_id": Value("string"), "n_frames": Value("int32"), "frames": Value("binary")})
         missing = [str(path) for path in shards if not path.is_file()]
         if missing or not shards:
             raise InputError(f"no features at {', '.join(missing) or 'all'}; run the stage that encodes the chunks")
-        disable_progress_bars()
-        self._table = Dataset.from_parquet([str(path) for path in shards], features=schema, cache_dir=str(cache))
-        ids = self._table["chunk_id"][:]
+        wanted = set(chunk_ids)
+        ids = [chunk_id for path in shards for chunk_id in read_table(path, ["chunk_id"])["chunk_id"].to_pylist()]
+        ids = [chunk_id for chunk_id in ids if chunk_id in wanted]
         self._rows = {chunk_id: row for row, chunk_id in enumerate(ids)}
         if len(self._rows) != len(ids):
             twice = next(chunk_id for row, chunk_id in enumerate(ids) if self._rows[chunk_id] != row)
             raise InputError(f"{shards[0].parent}: chunk {twice} has features twice; delete the stale shard")
         if not ids:
-            raise InputError(f"{shards[0].parent}: the features hold no chunk")
+            raise InputError(
+                f"{shards[0].parent}: the features hold none of the {len(wanted)} chunks of the splits; give "
+                "splits.dev_speakers and splits.test_speakers chunks, or run the stage that encodes the chunks"
+            )
+        disable_progress_bars()
+        self._table = Dataset.from_parquet(
+            [str(path) for path in shards],
+            features=schema,
+            cache_dir=str(cache),
+            filters=pc.field("chunk_id").isin(list(wanted)),
+        )
         self.dim = self._one(0).shape[1]
 
     def __contains__(self, chunk_id: str) -> bool:
@@ -53,3 +72,25 @@ class ChunkFrames:
         for index, clip in enumerate(clips):
             frames[index, : len(clip)] = torch.from_numpy(clip)  # float16 -> float32
         return frames, lengths
+
+
+@contextmanager
+def cached_frames(shards: Sequence[Path], chunk_ids: Collection[str]) -> Iterator[ChunkFrames]:
+    """`ChunkFrames` on a temporary folder, removed at the end.
+
+    Under Slurm the folder is $SLURM_TMPDIR where that is set: a memory map wants a disk of the node's own, not the file
+    system that all nodes share. Elsewhere it is the machine's folder for temporary files ($TMPDIR).
+    """
+    local = os.environ.get("SLURM_TMPDIR") or None
+    with tempfile.TemporaryDirectory(prefix="earmark-frames-", dir=local) as cache:
+        yield ChunkFrames(shards, chunk_ids, Path(cache))
+
+
+def rows_with_frames(rows: Sequence[SplitRow], frames: ChunkFrames, source: Path) -> list[SplitRow]:
+    """Those of `source`'s rows that have features; how many have none is logged."""
+    kept = [row for row in rows if row.chunk_id in frames]
+    if len(kept) < len(rows):
+        log.warning(
+            "%s: %d of %d chunks have no features (rejected on encoding)", source, len(rows) - len(kept), len(rows)
+        )
+    return kept

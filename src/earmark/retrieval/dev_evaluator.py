@@ -19,9 +19,9 @@ MRR = "dev_mrr"
 
 
 class DevEvaluator(BaseEvaluator):
-    """Recall@10 and MRR over the dev chunks whose term training has heard, ranked among all main terms.
+    """Recall@10 and MRR over the dev chunks of seen terms (`SplitRow.seen_term`), ranked among all main terms.
 
-    Terms without training audio never take part: a choice made on them would make them seen.
+    The others never take part: a choice made on terms that training has not heard would no longer be blind to them.
     """
 
     def __init__(self, rows: Sequence[SplitRow], frames: ChunkFrames, surfaces: dict[str, str], batch_size: int):

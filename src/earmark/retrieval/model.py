@@ -20,6 +20,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base import BaseModel
 from sentence_transformers.base.modules import Normalize, Router
+from sentence_transformers.util import batch_to_device
 from torch import nn
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -61,11 +62,12 @@ def build_retriever(encoder: WhisperEncoder, layer: int, head: AudioHead, tower:
 
 
 def embed_audio(model: BaseModel, frames: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Unit vectors[B, dim] of cached frames[B, T, frame_dim] with lengths[B]."""
-    return model({"frames": frames, "frame_lengths": lengths, "modality": "audio"})["sentence_embedding"]
+    """Unit vectors[B, dim], on the model's device, of cached frames[B, T, frame_dim] with lengths[B] on any device."""
+    features = {"frames": frames, "frame_lengths": lengths, "modality": "audio"}
+    return model(batch_to_device(features, model.device))["sentence_embedding"]
 
 
 def embed_surfaces(model: BaseModel, surfaces: list[str]) -> torch.Tensor:
-    """Unit vectors[N, dim] of surfaces."""
-    features = model.preprocess(surfaces)
-    return model({**features, "modality": "text"})["sentence_embedding"]
+    """Unit vectors[N, dim] of surfaces, on the model's device."""
+    features = {**model.preprocess(surfaces), "modality": "text"}
+    return model(batch_to_device(features, model.device))["sentence_embedding"]

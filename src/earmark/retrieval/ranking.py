@@ -10,17 +10,21 @@ import numpy as np
 
 @dataclass(frozen=True)
 class TermColumns:
-    """Which main term each surface stands for: `terms` are distinct, `term_of_surface[i]` indexes them."""
+    """Which main term each surface stands for.
+
+    `terms` are distinct, `column_of` says where each stands in them, and `term_of_surface`[surfaces] indexes them.
+    """
 
     terms: tuple[str, ...]
+    column_of: dict[str, int]
     term_of_surface: np.ndarray
 
     @classmethod
     def of(cls, main_terms: Sequence[str]) -> TermColumns:
         """`main_terms[i]` is the main term of surface i."""
         terms = tuple(dict.fromkeys(main_terms))
-        column = {term: index for index, term in enumerate(terms)}
-        return cls(terms, np.array([column[term] for term in main_terms]))
+        column_of = {term: column for column, term in enumerate(terms)}
+        return cls(terms, column_of, np.array([column_of[term] for term in main_terms]))
 
 
 def term_scores(surface_scores: np.ndarray, columns: TermColumns) -> np.ndarray:
@@ -36,6 +40,7 @@ def rank_of(scores: np.ndarray, columns: TermColumns, term: str, others: Collect
     `others`, further terms spoken in the same chunk, are taken out first: they are neither right nor wrong. A tie
     counts against the term.
     """
-    own = columns.terms.index(term)
-    rivals = np.array([name != term and name not in others for name in columns.terms])
-    return 1 + int((scores[rivals] >= scores[own]).sum())
+    own = columns.column_of[term]
+    ahead = scores >= scores[own]
+    ahead[[own, *(columns.column_of[other] for other in others if other in columns.column_of)]] = False
+    return 1 + int(ahead.sum())

@@ -19,8 +19,9 @@ class SplitRow:
     term: str | None  # the surface heard; None for a no-term chunk
     main_term: str | None
     other_terms: tuple[str, ...]  # further main terms heard
-    seen_term: bool | None
+    seen_term: bool | None  # whether the main term is heard in a kept training chunk; None for a no-term chunk
     text: str  # the words inside the chunk
+    duration_s: float
 
     @property
     def has_term(self) -> bool:
@@ -34,7 +35,9 @@ class SplitRow:
 
 def read_split(path: Path) -> list[SplitRow]:
     """The rows of `splits/{split}.parquet` (schema SPLITS). InputError if a row contradicts itself."""
-    columns = ["chunk_id", "speaker_id", "term", "main_term", "has_term", "other_terms", "seen_term", "text"]
+    columns = [
+        "chunk_id", "speaker_id", "term", "main_term", "has_term", "other_terms", "seen_term", "text", "duration_s",
+    ]  # fmt: skip
     table = read_table(path)
     if lost := set(columns) - set(table.column_names):
         raise InputError(f"{path}: lacks the columns {sorted(lost)}; it is no split table ({SPLITS.names})")
@@ -51,6 +54,7 @@ def read_split(path: Path) -> list[SplitRow]:
                 tuple(row["other_terms"] or ()),
                 row["seen_term"],
                 row["text"] or "",
+                row["duration_s"],
             )
         )
     return rows

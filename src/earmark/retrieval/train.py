@@ -19,11 +19,11 @@ from earmark.retrieval.audio_head import AudioHead
 from earmark.retrieval.audit import audit_modules
 from earmark.retrieval.augmentation import FrameAugmentation
 from earmark.retrieval.callbacks import BestEpoch, MetricsLog
-from earmark.retrieval.chunk_frames import ChunkFrames
+from earmark.retrieval.chunk_frames import cached_frames, rows_with_frames
 from earmark.retrieval.dev_evaluator import DevEvaluator
 from earmark.retrieval.model import TermRetriever, build_retriever
 from earmark.retrieval.retriever_loss import RetrieverLoss
-from earmark.retrieval.split_rows import SplitRow, read_split, read_surfaces
+from earmark.retrieval.split_rows import read_split, read_surfaces
 from earmark.retrieval.text_tower import SpellingTower
 from earmark.retrieval.training_batches import TrainingBatches
 from earmark.retrieval.whisper import load_encoder, resolve_layer
@@ -118,59 +118,58 @@ def train_retriever(
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     surfaces = read_surfaces(glossary, alt2main)
+    train, dev = splits / "train.parquet", splits / "dev.parquet"
+    train_rows, dev_rows = read_split(train), read_split(dev)
     output.parent.mkdir(parents=True, exist_ok=True)
     for stale in output.parent.glob(f".{output.name}.*.tmp"):
         shutil.rmtree(stale)
     scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent))
     try:
-        frames = ChunkFrames(features, scratch / "cache")
-        train_rows = _rows_with_frames(splits / "train.parquet", frames)
-        dev_rows = _rows_with_frames(splits / "dev.parquet", frames)
-        if not any(row.has_term for row in train_rows):
-            raise InputError(f"{splits / 'train.parquet'}: no chunk with a term is left to train on")
-        if not any(row.has_term and row.seen_term for row in dev_rows):
-            raise InputError(f"{splits / 'dev.parquet'}: no chunk with a term that training has heard, to choose on")
-        whisper = load_encoder(encoder, seed)
-        if frames.dim != whisper.config.d_model:
-            raise InputError(
-                f"{features[0].parent}: frames are {frames.dim} wide, {encoder} gives {whisper.config.d_model}; "
-                "encode the chunks again"
+        with cached_frames(features, {row.chunk_id for row in (*train_rows, *dev_rows)}) as frames:
+            train_rows, dev_rows = rows_with_frames(train_rows, frames, train), rows_with_frames(dev_rows, frames, dev)
+            if not any(row.has_term for row in train_rows):
+                raise InputError(
+                    f"{train}: no chunk with a term to train on; give fewer speakers to splits.dev_speakers and "
+                    "splits.test_speakers, or fewer terms to splits.unseen_terms"
+                )
+            if not any(row.has_term and row.seen_term for row in dev_rows):
+                raise InputError(
+                    f"{dev}: no chunk with a term that training has heard, to choose the best epoch on; give "
+                    "splits.dev_speakers a larger share, or name speakers there who say such terms"
+                )
+            whisper = load_encoder(encoder, seed)
+            if frames.dim != whisper.config.d_model:
+                raise InputError(
+                    f"{features[0].parent}: frames are {frames.dim} wide, {encoder} gives {whisper.config.d_model}; "
+                    "encode the chunks again"
+                )
+            torch.manual_seed(seed)
+            audio_head = AudioHead(frames.dim, embedding_dim=embedding_dim, **vars(head))
+            text_tower = SpellingTower(embedding_dim=embedding_dim, **vars(tower))
+            model = build_retriever(
+                whisper, resolve_layer(layer, whisper.config.encoder_layers), audio_head, text_tower
             )
-        torch.manual_seed(seed)
-        audio_head = AudioHead(frames.dim, embedding_dim=embedding_dim, **vars(head))
-        text_tower = SpellingTower(embedding_dim=embedding_dim, **vars(tower))
-        model = build_retriever(whisper, resolve_layer(layer, whisper.config.encoder_layers), audio_head, text_tower)
-        parts = {"encoder": whisper, "audio_head": audio_head, "text_tower": text_tower}
-        write_json(scratch / "model" / "audit.json", audit_modules(parts, trained={"audio_head", "text_tower"}))
-        batches = TrainingBatches(
-            train_rows,
-            frames,
-            surfaces,
-            text_tower,
-            augmentation,
-            max_surfaces=objective.max_surfaces,
-            max_phrases=objective.max_phrases,
-            longest_phrase=objective.longest_phrase,
-            seed=seed,
-        )
-        evaluator = DevEvaluator(dev_rows, frames, surfaces, schedule.batch_size)
-        _fit(model, batches, evaluator, objective, schedule, scratch, seed)
-        model.save(str(scratch / "model"), create_model_card=False)
+            parts = {"encoder": whisper, "audio_head": audio_head, "text_tower": text_tower}
+            write_json(scratch / "model" / "audit.json", audit_modules(parts, trained={"audio_head", "text_tower"}))
+            batches = TrainingBatches(
+                train_rows,
+                frames,
+                surfaces,
+                text_tower,
+                augmentation,
+                max_surfaces=objective.max_surfaces,
+                max_phrases=objective.max_phrases,
+                longest_phrase=objective.longest_phrase,
+                seed=seed,
+            )
+            evaluator = DevEvaluator(dev_rows, frames, surfaces, schedule.batch_size)
+            _fit(model, batches, evaluator, objective, schedule, scratch, seed)
+            model.save(str(scratch / "model"), create_model_card=False)
         if output.exists():
             shutil.rmtree(output)
         (scratch / "model").rename(output)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _rows_with_frames(path: Path, frames: ChunkFrames) -> list[SplitRow]:
-    rows = read_split(path)
-    kept = [row for row in rows if row.chunk_id in frames]
-    if len(kept) < len(rows):
-        log.warning(
-            "%s: %d of %d chunks have no features (rejected on encoding)", path, len(rows) - len(kept), len(rows)
-        )
-    return kept
 
 
 def _fit(

@@ -19,9 +19,8 @@ SPLITS = ["train", "dev", "test"]
 # The control is the retriever on an encoder of the same size with random weights.
 ENCODER = {"retriever": config["retrieval"]["encoder"]}
 if config["retrieval"]["random_control"]:
-    ENCODER["retriever_random"] = "random:" + ENCODER["retriever"].removeprefix(
-        "bundled:"
-    )
+    WEIGHTS = ENCODER["retriever"].removeprefix("bundled:")
+    ENCODER["retriever_random"] = f"random:{WEIGHTS}"
 BACKENDS = list(ENCODER)
 
 

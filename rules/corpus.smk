@@ -1,4 +1,4 @@
-# corpus: manifest -> corpus/{shard}.parquet
+# corpus: a corpus in any known format -> corpus/{shard}.parquet
 
 
 rule corpus_manifest:
@@ -17,10 +17,12 @@ rule corpus_manifest:
     params:
         format=config["corpus"]["format"],
         audio_root=config["corpus"]["audio_root"],
+        columns=config["corpus"]["columns"],
+        subset=config["corpus"]["subset"],
         language=config["corpus"]["language"],
         max_rejected_fraction=config["max_rejected_fraction"],
     message:
-        "Reading the manifest into {config[corpus][shards]} shards"
+        "Reading the corpus into {config[corpus][shards]} shards"
     script:
         "../workflow/scripts/corpus_manifest.py"
 

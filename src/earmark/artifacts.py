@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +22,15 @@ import pyarrow.parquet as pq
 
 from earmark.errors import InputError, TooManyRejectedError
 
-WORD = pa.struct([("word", pa.string()), ("start_s", pa.float64()), ("end_s", pa.float64()), ("score", pa.float64())])
+WORD = pa.struct(
+    [
+        ("word", pa.string()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("score", pa.float64()),  # log-probability a phoneme; null where the aligner has none
+        ("trusted", pa.bool_()),  # false: the aligner had no pronunciation for the word or its neighbour
+    ]
+)
 
 CORPUS = pa.schema(
     [
@@ -28,6 +38,8 @@ CORPUS = pa.schema(
         ("recording_id", pa.string()),
         ("speaker_id", pa.string()),
         ("audio_path", pa.string()),  # absolute
+        ("audio_row", pa.int64()),  # where audio_path is a Parquet or Arrow file that packs one recording a row
+        ("channel", pa.int32()),  # from 0; null: all, averaged
         ("offset_s", pa.float64()),  # of the segment, from the recording's start
         ("duration_s", pa.float64()),
         ("text", pa.string()),  # normalised: words separated by one space
@@ -39,7 +51,8 @@ ALIGNMENTS = pa.schema(
     [
         ("segment_id", pa.string()),
         ("aligner", pa.string()),
-        ("status", pa.string()),
+        ("status", pa.string()),  # aligned | words_differ (by no more than align.max_differing_words)
+        ("quality", pa.float64()),  # mean score of the words; null where they have none
         ("words", pa.list_(WORD)),  # start_s, end_s from the segment's start
     ]
 )
@@ -163,7 +176,8 @@ class RejectedRows:
     """Counts the rows a stage took in and kept, and collects the ones it rejected.
 
     `close(path)` checks that kept + rejected = input and that the rejected fraction is tolerable. It writes
-    `x.rejected.jsonl` ({id, reason, detail} a line) beside `path` first: a failed stage can be looked into.
+    `x.rejected.jsonl` ({id, reason, detail} a line) beside `path` first: a failed stage can be looked into. Until then
+    the rows wait in an unnamed file, not in memory.
     """
 
     def __init__(self, unit: str, max_rejected_fraction: float):
@@ -171,37 +185,47 @@ class RejectedRows:
         self.max_rejected_fraction = max_rejected_fraction
         self.input = 0
         self.kept = 0
-        self.rows: list[dict[str, str]] = []
+        self.reasons: Counter[str] = Counter()
+        self._first: dict[str, str] = {}  # reason -> its first row, in words
+        # A lone surrogate becomes \udXXX, which is how JSON writes it.
+        self._rows = tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace")
+
+    @property
+    def rejected(self) -> int:
+        return self.reasons.total()
 
     def reject(self, row_id: str, reason: str, detail: str) -> None:
         """Record one dropped row: `reason` is a short fixed word, `detail` says where and what."""
-        self.rows.append({"id": row_id, "reason": reason, "detail": detail})
+        self._rows.write(json.dumps({"id": row_id, "reason": reason, "detail": detail}, ensure_ascii=False) + "\n")
+        self.reasons[reason] += 1
+        self._first.setdefault(reason, f"{row_id}: {detail}")
 
     def counts(self) -> dict[str, Any]:
         """{unit, input, kept, rejected, reasons: {reason: n}}."""
-        reasons = Counter(row["reason"] for row in self.rows)
         return {
             "unit": self.unit,
             "input": self.input,
             "kept": self.kept,
-            "rejected": len(self.rows),
-            "reasons": dict(sorted(reasons.items())),
+            "rejected": self.rejected,
+            "reasons": dict(sorted(self.reasons.items())),
         }
 
     def close(self, path: Path) -> None:
         """Write the rejected rows beside `path`, then raise if they do not add up or are too many."""
-        write_jsonl(rejected_path(path), self.rows)
-        if self.kept + len(self.rows) != self.input:
+        self._rows.seek(0)
+        with atomic_path(rejected_path(path)) as temporary, temporary.open("w", encoding="utf-8") as file:
+            shutil.copyfileobj(self._rows, file)
+        self._rows.close()
+        if self.kept + self.rejected != self.input:
             raise AssertionError(
-                f"{path}: {self.kept} kept + {len(self.rows)} rejected is not {self.input} {self.unit} read"
+                f"{path}: {self.kept} kept + {self.rejected} rejected is not {self.input} {self.unit} read"
             )
-        if self.input and len(self.rows) > self.max_rejected_fraction * self.input:
-            reason, count = Counter(row["reason"] for row in self.rows).most_common(1)[0]
-            first = next(row for row in self.rows if row["reason"] == reason)
+        if self.input and self.rejected > self.max_rejected_fraction * self.input:
+            reason, count = self.reasons.most_common(1)[0]
             raise TooManyRejectedError(
-                f"{len(self.rows)} of {self.input} {self.unit} were rejected, more than max_rejected_fraction "
+                f"{self.rejected} of {self.input} {self.unit} were rejected, more than max_rejected_fraction "
                 f"({self.max_rejected_fraction}) allows. Most often: {reason} ({count}), for instance "
-                f"{first['id']}: {first['detail']}. All are in {rejected_path(path)}; mend the input, or raise "
+                f"{self._first[reason]}. All are in {rejected_path(path)}; mend the input, or raise "
                 "max_rejected_fraction if you accept this."
             )
 

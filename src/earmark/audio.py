@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 import soxr
 
 from earmark.errors import AudioError
+from earmark.packed_audio import packed_audio
 
 SAMPLE_RATE = 16_000  # Hz; what every model of the chain hears
 
 # soundfile's own errors; TypeError for headerless audio (.raw); MemoryError for a header that claims hours too many.
 _UNREADABLE = (soundfile.LibsndfileError, OSError, TypeError, MemoryError)
+
+
+BLOCK_S = 10.0  # decoded at a time
+
+
+@dataclass(frozen=True)
+class AudioSource:
+    """Where the samples of a recording lie: a file of its own, or a row of a Parquet or Arrow file that packs many."""
+
+    path: Path
+    row: int | None = None  # of a packed file
+    channel: int | None = None  # from 0; None: all, averaged
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> AudioSource:
+        """The recording of a CORPUS row."""
+        return cls(Path(row["audio_path"]), row["audio_row"], row["channel"])
+
+    def __str__(self) -> str:
+        return str(self.path) if self.row is None else f"{self.path}, row {self.row}"
 
 
 @dataclass(frozen=True)
@@ -27,30 +51,80 @@ class AudioInfo:
     duration_s: float
 
 
-def audio_info(path: Path) -> AudioInfo:
-    """Read a file's header. AudioError if it is missing or no audio that libsndfile knows."""
-    try:
-        info = soundfile.info(str(path))
-    except _UNREADABLE as error:
-        raise AudioError(_why(path, error)) from None
-    return AudioInfo(info.samplerate, info.channels, info.frames / info.samplerate)
+def audio_info(source: Path | AudioSource) -> AudioInfo:
+    """Read a recording's header. AudioError if it is missing or no audio that libsndfile knows."""
+    with _opened(_as_source(source)) as file:
+        return AudioInfo(file.samplerate, file.channels, file.frames / file.samplerate)
 
 
-def read_audio(path: Path, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Decode a whole file to samples[n] at `sample_rate`: channels averaged, resampled with soxr (HQ).
+def read_audio(source: Path | AudioSource) -> np.ndarray:
+    """Decode a whole recording to samples[n] at SAMPLE_RATE: channels averaged, resampled with soxr (HQ).
 
-    AudioError if it is missing, no audio that libsndfile knows, or holds no sample.
+    AudioError if it is missing, no audio that libsndfile knows, has no such channel, or holds no sample.
     """
+    blocks = list(_blocks(_as_source(source)))
+    samples = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
+    if not len(samples):
+        raise AudioError(f"{source}: holds no sample")
+    return samples
+
+
+def read_spans(source: AudioSource, spans: Iterable[tuple[float, float]]) -> Iterator[np.ndarray]:
+    """Yield samples[n] at SAMPLE_RATE of each (start_s, end_s), in their order, which must be that of start_s.
+
+    The recording is decoded once, front to back; a span and a block of it are in memory, never the whole. A span
+    comes out shorter where the recording ends early. Errors are those of `read_audio`, when its bad part is reached.
+    """
+    blocks = _blocks(source)
+    held, held_from = np.empty(0, np.float32), 0  # samples decoded and still wanted, and the place of the first
+    for start_s, end_s in spans:
+        start = max(0, round(start_s * SAMPLE_RATE))
+        end = max(start, round(end_s * SAMPLE_RATE))
+        if start < held_from:
+            raise ValueError(f"{source}: span at {start_s} s comes after one that starts later")
+        pieces, place = [held[start - held_from :]], held_from + len(held)
+        while place < end and (block := next(blocks, None)) is not None:
+            if place + len(block) > start:
+                pieces.append(block[max(0, start - place) :])
+            place += len(block)
+        held, held_from = np.concatenate(pieces), start
+        yield held[: end - start]
+
+
+def _as_source(source: Path | AudioSource) -> AudioSource:
+    return source if isinstance(source, AudioSource) else AudioSource(source)
+
+
+@contextmanager
+def _opened(source: AudioSource) -> Iterator[soundfile.SoundFile]:
+    """The recording, open; whatever goes wrong with it meanwhile is an AudioError."""
     try:
-        samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
+        file = str(source.path) if source.row is None else io.BytesIO(packed_audio(source.path, source.row))
+        with soundfile.SoundFile(file) as opened:
+            yield opened
     except _UNREADABLE as error:
-        raise AudioError(_why(path, error)) from None
-    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
-    if rate != sample_rate:
-        mono = soxr.resample(mono, rate, sample_rate).astype(np.float32)
-    if not len(mono):
-        raise AudioError(f"{path}: holds no sample")
-    return mono
+        raise AudioError(_why(source, error)) from None
+
+
+def _blocks(source: AudioSource) -> Iterator[np.ndarray]:
+    """samples[n] of the recording at SAMPLE_RATE, one channel, block by block."""
+    with _opened(source) as file:
+        if source.channel is not None and source.channel >= file.channels:
+            raise AudioError(f"{source}: has {file.channels} channels, numbered from 0; there is no {source.channel}")
+        resampler = None
+        if file.samplerate != SAMPLE_RATE:
+            resampler = soxr.ResampleStream(file.samplerate, SAMPLE_RATE, 1, dtype="float32")
+        wanted = round(BLOCK_S * file.samplerate)
+        while True:
+            frames = file.read(wanted, dtype="float32", always_2d=True)
+            last = len(frames) < wanted
+            channel = 0 if file.channels == 1 else source.channel
+            mono = frames.mean(axis=1) if channel is None else np.ascontiguousarray(frames[:, channel])
+            block = mono if resampler is None else resampler.resample_chunk(mono, last=last)
+            if len(block):
+                yield block
+            if last:
+                return
 
 
 def slice_samples(samples: np.ndarray, start_s: float, end_s: float, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
@@ -82,7 +156,7 @@ def is_missing(path: Path) -> bool:
         return True
 
 
-def _why(path: Path, error: Exception) -> str:
-    if is_missing(path):
-        return f"{path}: there is no such file"
-    return f"{path}: cannot be read as audio ({error})"
+def _why(source: AudioSource, error: Exception) -> str:
+    if is_missing(source.path):
+        return f"{source}: there is no such file"
+    return f"{source}: cannot be read as audio ({error})"

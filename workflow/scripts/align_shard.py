@@ -1,16 +1,25 @@
 from pathlib import Path
 
-from earmark.alignment.embedded import align_shard
+from earmark.alignment.backends import make_aligner
+from earmark.alignment.shard import align_shard
 from earmark.logs import job_log
 
 # The aligner's worker processes import this file anew: only the job itself may run it.
 if __name__ == "__main__":
     with job_log(snakemake.log[0]):
-        align_shard(
-            Path(snakemake.input.corpus),
-            Path(snakemake.output[0]),
-            lexicon=Path(snakemake.input.lexicon) if snakemake.input.lexicon else None,
-            seed=snakemake.params.seed,
+        params, given, written = snakemake.params, snakemake.input, snakemake.output
+        aligner = make_aligner(
+            params.backend,
+            params.settings,
             threads=snakemake.threads,
-            max_rejected_fraction=snakemake.params.max_rejected_fraction,
+            seed=params.seed,
+            textgrids=Path(given.textgrids) if given.textgrids else None,
+            keep=Path(written.textgrids) if "textgrids" in written.keys() else None,
+        )
+        align_shard(
+            Path(given.corpus),
+            Path(written.alignments),
+            aligner,
+            max_differing_words=params.max_differing_words,
+            max_rejected_fraction=params.max_rejected_fraction,
         )

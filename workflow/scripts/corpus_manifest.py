@@ -11,6 +11,8 @@ with job_log(snakemake.log[0]):
         Path(snakemake.output.counts),
         format=params.format,
         audio_root=Path(params.audio_root) if params.audio_root else None,
+        columns=params.columns,
+        subset=params.subset,
         language=params.language,
         max_rejected_fraction=params.max_rejected_fraction,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import logging
 from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from earmark.artifacts import CORPUS, RejectedRows, StageTable, write_json
-from earmark.corpus.readers import BadLine, read_manifest
+from earmark.corpus.readers import read_corpus
+from earmark.corpus.records import BadEntry
 from earmark.errors import InputError
 
 # A manifest shard is a corpus shard before its audio was looked at: duration_s may be null, `source` is file:line.
@@ -30,6 +32,8 @@ def split_manifest(
     *,
     format: str,
     audio_root: Path | None,
+    columns: Mapping[str, str],
+    subset: str | None,
     language: str,
     max_rejected_fraction: float,
 ) -> None:
@@ -42,9 +46,9 @@ def split_manifest(
     weights: dict[str, float] = defaultdict(float)
     without_speaker = 0
     rejected = RejectedRows("manifest lines", max_rejected_fraction)
-    for row in read_manifest(manifest, format, audio_root, language):
+    for row in read_corpus(format, manifest, audio_root=audio_root, columns=columns, subset=subset, language=language):
         rejected.input += 1
-        if isinstance(row, BadLine):
+        if isinstance(row, BadEntry):
             rejected.reject(row.id, row.reason, row.detail)
         else:
             rejected.kept += 1
@@ -73,15 +77,17 @@ def split_manifest(
                 )
                 for name in batch
             }  # fmt: skip
-            for row in read_manifest(manifest, format, audio_root, language):
-                if isinstance(row, BadLine) or (table := tables.get(shard_of[row.recording_id])) is None:
+            for row in read_corpus(
+                format, manifest, audio_root=audio_root, columns=columns, subset=subset, language=language
+            ):
+                if isinstance(row, BadEntry) or (table := tables.get(shard_of[row.recording_id])) is None:
                     continue
                 table.rejected.input += 1
                 table.keep(asdict(row))
     write_json(summary, {**rejected.counts(), "without_speaker": without_speaker})
     logging.info(
         "%d lines, %d segments, %d recordings, %d rejected", rejected.input, rejected.kept, len(weights),
-        len(rejected.rows),
+        rejected.rejected,
     )  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def export_split(
                 file.write(line + "\n")
                 rejected.kept += 1
         rejected.close(output)
-    logging.info("%d lines, %d rejected", rejected.kept, len(rejected.rows))
+    logging.info("%d lines, %d rejected", rejected.kept, rejected.rejected)
 
 
 def _writer(format: str, tokenizer: str) -> Callable[[Example], dict[str, Any]]:

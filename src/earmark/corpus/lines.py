@@ -1,0 +1,57 @@
+"""Text files line by line: a reader never holds more than one line, and never stops at a bad one."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from earmark.corpus.records import EntryError
+from earmark.errors import InputError
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, line) of every line that is not blank; `.gz` files are decompressed.
+
+    InputError if the file is missing, unreadable, or a gzip file that breaks off.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file; set corpus.manifest") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: not a whole gzip file ({error}); copy or compress it again") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); set corpus.manifest") from None
+
+
+def decoded(line: bytes) -> str:
+    """The line as text, without its end. EntryError not_utf8."""
+    try:
+        return line.decode("utf-8").removeprefix("\ufeff").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise EntryError("not_utf8", f"byte {error.start} of the line is not UTF-8") from None
+
+
+def json_object(line: str) -> dict[str, Any]:
+    """The JSON object that a line holds. EntryError broken_line."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
+        raise EntryError("broken_line", f"not valid JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise EntryError("broken_line", "not a JSON object")
+    return row
+
+
+def scalar_text(name: str, value: Any) -> str:
+    """`value` of a JSON object as text. EntryError broken_line or not_utf8 where it is neither text nor a number."""
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        raise EntryError("broken_line", f"{name} is a {type(value).__name__}; expected text or a number")
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        raise EntryError("not_utf8", f"{name} holds half of a surrogate pair (\\ud800 to \\udfff)")
+    return str(value)

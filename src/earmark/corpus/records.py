@@ -1,0 +1,166 @@
+"""What every corpus reader yields, and the checks that turn it into a segment. No audio is opened here."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path, PurePath
+
+from earmark import text
+from earmark.corpus.transcripts import transcript_problem, without_punctuation_tags
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One transcribed span as a corpus states it, unchecked. `source` says where it stands: `file:line` or the like.
+
+    Times are numbers or their spelling, in seconds; None or "" where the corpus states none.
+    """
+
+    source: str
+    segment_id: str
+    audio: str  # a path, absolute or relative to the audio root
+    text: str
+    recording_id: str | None = None
+    speaker_id: str | None = None
+    offset_s: float | str | None = None
+    duration_s: float | str | None = None
+    language: str | None = None
+    split: str | None = None
+    channel: int | str | None = None
+    audio_row: int | None = None  # where `audio` is a file that packs many recordings
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One good entry. `duration_s` None means "to the end of the recording".
+
+    Where the corpus names no speaker, `speaker_stated` is False and the recording's id stands in for the speaker's.
+    """
+
+    segment_id: str
+    recording_id: str
+    speaker_id: str
+    audio_path: str
+    audio_row: int | None
+    channel: int | None
+    offset_s: float
+    duration_s: float | None
+    text: str
+    language: str
+    split: str | None
+    source: str
+    speaker_stated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BadEntry:
+    """One entry that is no segment: what to write into the rejected rows. `detail` begins with where it stands."""
+
+    id: str
+    reason: str
+    detail: str
+
+
+class EntryError(Exception):
+    """Why one entry is no segment. Never leaves the readers."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail
+
+    def at(self, source: str, segment_id: str = "") -> BadEntry:
+        return BadEntry(segment_id, self.reason, f"{source}: {self.detail}")
+
+
+def checked(entry: Entry, root: Path, language: str) -> Segment | BadEntry:
+    """`entry` as a Segment with an absolute audio path, or why it is none.
+
+    Reasons: bad_id, missing_audio, no_text, garbage_tag, unknown_tag, bad_time, bad_channel.
+    """
+    try:
+        return _segment(entry, root, language)
+    except EntryError as error:
+        return error.at(entry.source, entry.segment_id)
+
+
+def _segment(entry: Entry, root: Path, language: str) -> Segment:
+    for name, value in (
+        ("segment_id", entry.segment_id),
+        ("recording_id", entry.recording_id),
+        ("speaker_id", entry.speaker_id),
+    ):
+        if (value or name == "segment_id") and (why := text.id_problem(value or "")):
+            raise EntryError("bad_id", f"{name} {str(value)[:80]!r} {why}")
+    if not entry.audio or "\0" in entry.audio:
+        raise EntryError("missing_audio", "the audio path is empty or holds a NUL")
+    if problem := transcript_problem(entry.text):
+        raise EntryError(*problem)
+    if not (spoken := text.normalise(without_punctuation_tags(entry.text))):
+        raise EntryError("no_text", "the text holds no word")
+    recording_id = entry.recording_id or recording_id_of(entry.audio)
+    offset_s = _seconds("offset_s", entry.offset_s)
+    duration_s = _seconds("duration_s", entry.duration_s)
+    if duration_s == 0:
+        raise EntryError("bad_time", "duration_s is 0")
+    return Segment(
+        segment_id=entry.segment_id,
+        recording_id=recording_id,
+        speaker_id=entry.speaker_id or recording_id,
+        audio_path=str(root / entry.audio),
+        audio_row=entry.audio_row,
+        channel=_channel(entry.channel),
+        offset_s=offset_s or 0.0,
+        duration_s=duration_s,
+        text=spoken,
+        language=entry.language or language,
+        split=entry.split or None,
+        source=entry.source,
+        speaker_stated=bool(entry.speaker_id),
+    )
+
+
+def recording_id_of(audio: str) -> str:
+    """The id of a recording that the corpus names by its audio path alone; the suffix does not count.
+
+    `a.wav` -> `a`; any other path gets a digest of itself, as `x/y.wav` and `x-y.wav` are two recordings:
+    `x/y.wav` -> `x-y-8c9048ad`; `/data/my talk.wav` -> `my-talk-` and a digest.
+    """
+    path = PurePath(audio)
+    name = str(path.parent / path.stem)
+    if text.id_problem(name) is None:
+        return name
+    digest = blake2b(name.encode(), digest_size=4).hexdigest()
+    nested = f"{name.replace('/', '-')}-{digest}"
+    if ".." not in path.parts and text.id_problem(nested) is None:
+        return nested
+    stem = re.sub(r"[^\w.@+=-]", "-", path.stem).lstrip(".@+=-") or "recording"
+    room = text.ID_MAX_BYTES - len(digest) - 1
+    return f"{stem.encode()[:room].decode(errors='ignore')}-{digest}"
+
+
+def _seconds(name: str, value: float | str | None) -> float | None:
+    if value is None or value == "":
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        raise EntryError("bad_time", f"{name} {str(value)[:40]!r} is no number") from None
+    if not math.isfinite(seconds) or seconds < 0:
+        raise EntryError("bad_time", f"{name} {str(value)[:40]!r} is negative or not finite")
+    return seconds
+
+
+def _channel(value: int | str | None) -> int | None:
+    if value is None or value == "":
+        return None
+    try:
+        channel = int(value)
+    except ValueError:
+        channel = -1
+    if not 0 <= channel < 1024:
+        raise EntryError("bad_channel", f"channel {str(value)[:40]!r} is no number from 0")
+    return channel

@@ -7,6 +7,7 @@ rule chunks_shard:
         alignments=DATA / "alignments/{shard}.parquet",
         glossary=rules.glossary.output.glossary,
         alt2main=rules.glossary.output.alt2main,
+        ambiguous=rules.glossary.output.ambiguous,
     output:
         DATA / "chunks/{shard}.parquet",
     log:

@@ -47,7 +47,7 @@ def shard(tmp_path):
                 }
             )
             times = [
-                {"word": word, "start_s": number * WORD_S, "end_s": (number + 1) * WORD_S, "score": None}
+                {"word": word, "start_s": number * WORD_S, "end_s": (number + 1) * WORD_S, "trusted": True}
                 for number, word in enumerate(words)
             ]
             if segment_id != "s5":
@@ -59,13 +59,14 @@ def shard(tmp_path):
     write_table(tmp_path / "alignments.parquet", pa.Table.from_pylist(alignments, schema=ALIGNMENTS))
     write_json(tmp_path / "glossary.json", {main: {"term": main} for main in ("ohm", "volt", "new york")})
     write_json(tmp_path / "alt2main.json", {"big apple": "new york", "new york city": "new york"})
+    write_json(tmp_path / "ambiguous.json", {})
     return tmp_path
 
 
 def cut(shard, name="chunks.parquet", **changes):
     cut_chunks(
         shard / "corpus.parquet", shard / "alignments.parquet", shard / "glossary.json", shard / "alt2main.json",
-        shard / name, **SETTINGS | changes,
+        shard / "ambiguous.json", shard / name, **SETTINGS | changes,
     )  # fmt: skip
     return {row["chunk_id"]: row for row in iterate_rows(shard / name)}
 
@@ -155,3 +156,26 @@ def test_a_recording_that_vanished_stops_the_stage_without_an_artifact(shard):
     with pytest.raises(AudioError, match=r"r2\.wav: there is no such file"):
         cut(shard)
     assert not (shard / "chunks.parquet").exists()
+
+
+def test_a_term_whose_times_are_not_trusted_is_rejected_with_its_reason(shard):
+    rows = list(iterate_rows(shard / "alignments.parquet"))
+    rows[0]["words"][1]["trusted"] = False  # ohm of "x ohm y y volt"
+    write_table(shard / "alignments.parquet", pa.Table.from_pylist(rows, schema=ALIGNMENTS))
+    chunks = cut(shard)
+    assert "s1-t000" not in chunks
+    assert "s1-t001" in chunks
+    reasons = {
+        row["id"]: row["reason"]
+        for row in map(json.loads, rejected_path(shard / "chunks.parquet").read_text().splitlines())
+    }
+    assert reasons["s1-t000"] == "untrusted_times"
+
+
+def test_an_ambiguous_alias_makes_no_chunk_and_stays_out_of_no_term_chunks(shard):
+    write_json(shard / "ambiguous.json", {"x": "ohm"})
+    chunks = cut(shard, context_s=0.0)
+    assert {row["term"] for row in chunks.values() if row["has_term"]} == {"ohm", "volt", "big apple"}
+    free = [row for row in chunks.values() if not row["has_term"]]
+    assert free
+    assert all("x" not in row["text"].split() for row in free)

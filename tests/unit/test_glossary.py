@@ -7,10 +7,15 @@ from hypothesis import strategies as st
 
 from earmark.artifacts import read_json
 from earmark.errors import InputError
+from earmark.glossary.filters import TermFilters
 from earmark.glossary.merge import merge_glossary
+from earmark.text import normalise
+
+# The rules of merging are tested with the filters off, so that terms can be short.
+OFF = TermFilters(min_characters=1, max_digits=1.0, stop_words=False, numbers_and_times=False)
 
 
-def merge(folder, terms, aliases):
+def merge(folder, terms, aliases, *, filters=OFF, blacklist=None, keep_ambiguous=True):
     """`terms`, `aliases`: lists of file contents. Returns glossary, alt2main, {(kind, surface): conflict}."""
     folder.mkdir(exist_ok=True)
     files = {"terms": [], "aliases": []}
@@ -19,10 +24,17 @@ def merge(folder, terms, aliases):
             path = folder / f"{kind}{number}.json"
             path.write_text(content if isinstance(content, str) else json.dumps(content))
             files[kind].append(path)
-    merge_glossary(files["terms"], files["aliases"], folder / "out")
+    if blacklist is not None:
+        (folder / "blacklist.txt").write_text("\n".join(blacklist), encoding="utf-8")
+    merge_glossary(
+        files["terms"], files["aliases"], folder / "out", filters=filters, keep_ambiguous=keep_ambiguous,
+        blacklist=None if blacklist is None else folder / "blacklist.txt",
+    )  # fmt: skip
     lines = (folder / "out/conflicts.jsonl").read_text(encoding="utf-8").splitlines()
     conflicts = {(row["kind"], row["surface"]): row for row in map(json.loads, lines)}
     assert len(conflicts) == len(lines)
+    if keep_ambiguous:  # short test words are common ones; that they are flagged has a test of its own
+        conflicts = {key: row for key, row in conflicts.items() if key[0] != "ambiguous_alias"}
     return read_json(folder / "out/glossary.json"), read_json(folder / "out/alt2main.json"), conflicts
 
 
@@ -201,3 +213,120 @@ def test_every_alias_is_resolved_or_reported(tmp_path, terms, aliases):
     for alias, main in aliases.items():
         assert (alias in alt2main) + (alias in reported) + (alias == main and alias in terms) == 1
     assert {alias for entry in glossary.values() for alias in entry["aliases"]} == set(alt2main)
+
+
+def test_a_single_word_that_means_more_than_its_term_is_not_used_alone(tmp_path):
+    terms = {
+        "Krista Siegfrids": {},
+        "Professor Lindquist": {},
+        "Acme Lindquist": {},
+        "Granny Smith": {},
+        "Theo Vance": {},
+    }
+    aliases = {
+        "krista": "krista siegfrids", "lindquist": "professor lindquist", "apple": "granny smith",
+        "vance": "theo vance", "k siegfrids": "krista siegfrids",
+    }  # fmt: skip
+    _, alt2main, conflicts = merge(tmp_path, [terms], [aliases], keep_ambiguous=False)
+    assert alt2main == {"vance": "theo vance", "k siegfrids": "krista siegfrids"}
+    decisions = {surface: row["decision"] for (kind, surface), row in conflicts.items() if kind == "ambiguous_alias"}
+    assert decisions == {
+        "krista": "not used alone: the first word of 'krista siegfrids', and of everything else that begins so",
+        "lindquist": "not used alone: also a word of 'acme lindquist'",
+        "apple": "not used alone: a common English word",
+    }
+    assert read_json(tmp_path / "out/ambiguous_aliases.json") == {alias: aliases[alias] for alias in sorted(decisions)}
+    assert merge(tmp_path, [terms], [aliases])[1] == aliases
+
+
+@pytest.mark.parametrize(
+    ("surface", "kind"),
+    [
+        ("ai", "too_short"), ("U.S.", "too_short"), ("747 400", "mostly_digits"), ("How about that", "stop_words"),
+        ("twenty-five", "numbers_and_times"), ("last Monday", "numbers_and_times"),
+        ("the first of May", "numbers_and_times"),
+        ("Mister Bean", "listed_prefix"), ("Acme Inc.", "listed_suffix"), ("kelvin", "blacklisted"),
+    ],
+)  # fmt: skip
+def test_each_filter_drops_a_term_with_its_aliases_and_an_alias_alone(tmp_path, surface, kind):
+    filters = TermFilters(prefixes=["mister"], suffixes=["inc"])
+    key = normalise(surface)
+    glossary, alt2main, conflicts = merge(
+        tmp_path / "term", [{surface: {"aliases": ["long winded"]}, "photosynthesis": {}}], [],
+        filters=filters, blacklist=["Kelvin"],
+    )  # fmt: skip
+    assert (list(glossary), alt2main) == (["photosynthesis"], {})
+    assert set(conflicts) == {(kind, key), ("main_term_dropped", "long winded")}
+    glossary, alt2main, conflicts = merge(
+        tmp_path / "alias",
+        [{"photosynthesis": {}}],
+        [{surface: "photosynthesis"}],
+        filters=filters,
+        blacklist=["Kelvin"],
+    )
+    assert (list(glossary), alt2main, set(conflicts)) == (["photosynthesis"], {}, {(kind, key)})
+
+
+@pytest.mark.parametrize(
+    "surface", ["ohm", "手机", "b12 vitamin", "may flower", "once upon a midnight dreary", "5g network"]
+)
+def test_the_default_filters_keep_what_may_be_a_term(surface):
+    assert TermFilters().problem(normalise(surface)) is None
+
+
+def test_terms_that_differ_in_accents_alone_stay_apart_and_are_flagged(tmp_path):
+    glossary, _, conflicts = merge(tmp_path, [{"Zürich": {}, "Zurich": {}, "ガス": {}, "カス": {}}], [])
+    assert len(glossary) == 4
+    assert set(conflicts) == {("diacritic_duplicate", "zurich")}
+
+
+def test_a_json_key_that_occurs_twice_is_reported_not_swallowed(tmp_path):
+    glossary, _, conflicts = merge(tmp_path, ['{"ohm": {"term": "first"}, "ohm": {"term": "second"}}'], [])
+    assert glossary["ohm"]["term"] == "second"
+    assert set(conflicts) == {("duplicate_term", "ohm")}
+
+
+def test_tables_and_plain_lists_are_glossaries_too(tmp_path):
+    (tmp_path / "a.tsv").write_text("term\tshort_description\taliases\nNew York\ta city\tBig Apple|Gotham\n")
+    (tmp_path / "b.csv").write_text('phrase,term\n"ohm","Ohm, the unit"\n\n')
+    (tmp_path / "c.txt").write_text("Photosynthesis\n\nVolt\n")
+    (tmp_path / "d.csv").write_text("alias,term\nmains,volt\n")
+    merge_glossary(
+        [tmp_path / "a.tsv", tmp_path / "b.csv", tmp_path / "c.txt"], [tmp_path / "d.csv"], tmp_path / "out",
+        blacklist=None, filters=TermFilters(), keep_ambiguous=True,
+    )  # fmt: skip
+    glossary = read_json(tmp_path / "out/glossary.json")
+    assert {main: entry["term"] for main, entry in glossary.items()} == {
+        "new york": "New York", "ohm": "Ohm, the unit", "photosynthesis": "Photosynthesis", "volt": "Volt",
+    }  # fmt: skip
+    assert glossary["new york"] == {
+        "term": "New York",
+        "short_description": "a city",
+        "aliases": ["big apple", "gotham"],
+    }
+    assert read_json(tmp_path / "out/alt2main.json")["mains"] == "volt"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.tsv", "name\tx\n1\t2\n", r"a\.tsv: the header lacks a column phrase or term or main_term; it has: name, x"),
+        ("a.csv", "term,x\nohm\n", r"a\.csv:2: 1 columns where the header has 2"),
+        ("a.tsv", b"term\n\xff\n", r"a\.tsv: not UTF-8"),
+        ("a.json", '{"a": {"term": "\\ud800"}}', r"a\.json: holds half of a surrogate pair"),
+    ],
+)
+def test_broken_term_files_are_refused_with_their_place(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message):
+        merge_glossary(
+            [tmp_path / name], [], tmp_path / "out", blacklist=None, filters=TermFilters(), keep_ambiguous=False
+        )
+
+
+def test_hostile_surfaces_do_no_harm(tmp_path):
+    hostile = ['quo"ted', "sl/ash", "new\nline", "../../up", "😀", "x" * 10_000, "a\0b", "$(touch evil)"]
+    glossary, _, conflicts = merge(tmp_path, [{surface: {} for surface in hostile}], [])
+    assert len(glossary) + len(conflicts) == len(hostile)
+    assert set(conflicts) == {("empty_surface", "😀")}
+    assert {entry["term"] for entry in glossary.values()} == {surface.strip() for surface in hostile} - {"😀"}

@@ -13,7 +13,12 @@ FINDER = MentionFinder(SURFACES)
 def spoken(text, seconds=0.5, start_s=0.0):
     """Words of `seconds` each, one straight after the other."""
     return [
-        {"word": word, "start_s": start_s + number * seconds, "end_s": start_s + (number + 1) * seconds}
+        {
+            "word": word,
+            "start_s": start_s + number * seconds,
+            "end_s": start_s + (number + 1) * seconds,
+            "trusted": True,
+        }
         for number, word in enumerate(text.split())
     ]
 
@@ -37,7 +42,7 @@ def segments(draw):
     for word in draw(st.lists(st.sampled_from(["big", "apple", "new", "york", "ohm", "volt", "x", "y"]), max_size=12)):
         clock += draw(st.sampled_from([0.0, 0.01, 0.3]))
         end = clock + draw(st.sampled_from([0.03, 0.2, 0.71]))
-        words.append({"word": word, "start_s": clock, "end_s": end})
+        words.append({"word": word, "start_s": clock, "end_s": end, "trusted": True})
         clock = end
     return words, clock + draw(st.sampled_from([0.0, 0.01, 1.0])) + (0.0 if words else 0.5)
 
@@ -106,7 +111,7 @@ def test_a_chunk_names_the_terms_it_touches_whole_or_in_part_nested_ones_too():
 def test_no_term_chunks_touch_no_term_and_have_the_length_asked_for(segment, length_s, seed):
     words, duration_s = segment
     terms = occurrences(words)
-    gaps = free_gaps(terms, duration_s)
+    gaps = free_gaps(terms, [], duration_s)
     if not any(end - start >= length_s for start, end in gaps):
         return
     chunk = no_term_chunk(length_s, gaps, words, np.random.default_rng(seed))
@@ -120,18 +125,18 @@ def test_no_term_chunks_touch_no_term_and_have_the_length_asked_for(segment, len
 def test_free_gaps_and_terms_cover_the_segment_without_overlap(segment):
     words, duration_s = segment
     terms = occurrences(words)
-    for start_s, end_s in free_gaps(terms, duration_s):
+    for start_s, end_s in free_gaps(terms, [], duration_s):
         assert 0 <= start_s < end_s <= duration_s
         assert all(end_s <= term.start_s or term.end_s <= start_s for term in terms)
     ticks = np.arange(0.005, duration_s, 0.01)
-    in_gap = [any(start <= t < end for start, end in free_gaps(terms, duration_s)) for t in ticks]
+    in_gap = [any(start <= t < end for start, end in free_gaps(terms, [], duration_s)) for t in ticks]
     in_term = [any(term.start_s <= t < term.end_s for term in terms) for t in ticks]
     assert all(gap != term for gap, term in zip(in_gap, in_term, strict=True))
 
 
 def test_no_term_chunks_are_drawn_from_all_places_they_fit():
-    words = [{"word": "ohm", "start_s": 4.0, "end_s": 5.0}]
-    gaps = free_gaps(occurrences(words), 10.0)
+    words = [{"word": "ohm", "start_s": 4.0, "end_s": 5.0, "trusted": True}]
+    gaps = free_gaps(occurrences(words), words, 10.0)
     starts = [no_term_chunk(1.0, gaps, words, np.random.default_rng(seed)).start_s for seed in range(300)]
     before = [start for start in starts if start <= 3.0]
     assert 0.30 < len(before) / len(starts) < 0.45  # 3 s of room before the term, 4 s after it
@@ -161,3 +166,15 @@ def test_short_room_gives_fewer_no_term_chunks_not_shorter_ones():
 def test_a_segments_random_numbers_depend_on_seed_and_id_alone():
     assert segment_random(1, "a").random() == segment_random(1, "a").random()
     assert len({segment_random(seed, name).random() for seed in (1, 2) for name in ("a", "b")}) == 4
+
+
+def test_no_gap_holds_a_word_whose_times_are_not_trusted():
+    words = spoken("a b c d")
+    words[1]["trusted"] = False
+    assert free_gaps([], words, 2.0) == [(0.0, 0.5), (1.0, 2.0)]
+
+
+def test_a_mention_is_trusted_when_all_its_words_are():
+    words = spoken("big apple ohm")
+    words[1]["trusted"] = False
+    assert [(t.term, t.trusted) for t in occurrences(words)] == [("big apple", False), ("ohm", True)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from earmark.artifacts import CHUNKS, StageTable, iterate_rows, read_json
-from earmark.audio import SAMPLE_RATE, encode_flac, read_audio, slice_samples
+from earmark.audio import SAMPLE_RATE, AudioSource, encode_flac, read_spans
 from earmark.chunks.mentions import MentionFinder
 from earmark.chunks.plan import (
     PlannedChunk,
@@ -32,7 +32,7 @@ class _Segment:
     row: dict[str, Any]  # of the corpus table
     words: list[dict[str, Any]]
     terms: list[SpokenTerm]  # the mentions
-    occurrences: list[SpokenTerm]  # of all surfaces, those inside or across longer ones too
+    occurrences: list[SpokenTerm]  # of all surfaces, those inside or across longer ones and ambiguous aliases too
 
 
 def cut_chunks(
@@ -40,6 +40,7 @@ def cut_chunks(
     alignments: Path,
     glossary: Path,
     alt2main: Path,
+    ambiguous_aliases: Path,
     output: Path,
     *,
     context_s: float,
@@ -52,10 +53,12 @@ def cut_chunks(
     """Write the CHUNKS table of one shard.
 
     A term chunk for every mention; then no-term chunks, at most one a segment, with the lengths that term chunks
-    have, up to `no_term_ratio` as many. Rejected (unit: planned chunks): term_too_short, term_too_long.
+    have, up to `no_term_ratio` as many. Rejected (unit: planned chunks): term_too_short, term_too_long,
+    untrusted_times (the aligner did not know how the term, or a word beside it, is pronounced).
     """
     surfaces = {main: main for main in read_json(glossary)} | read_json(alt2main)
-    segments = _aligned_segments(corpus, alignments, MentionFinder(surfaces))
+    finder, wider = MentionFinder(surfaces), MentionFinder(surfaces | read_json(ambiguous_aliases))
+    segments = _aligned_segments(corpus, alignments, finder, wider)
     with StageTable(
         output, CHUNKS, unit="chunks", max_rejected_fraction=max_rejected_fraction, rows_per_group=256
     ) as table:
@@ -64,13 +67,10 @@ def cut_chunks(
             kept = plans[segment.row["segment_id"]] = []
             for number, term in enumerate(segment.terms):
                 table.rejected.input += 1
-                length_s = term.end_s - term.start_s
-                if min_term_s <= length_s <= max_term_s:
+                if problem := _times_problem(term, min_term_s, max_term_s):
+                    table.reject(_chunk_id(segment, "t", number), *problem)
+                else:
                     kept.append(_term_chunk(segment, term, context_s))
-                    continue
-                reason = "term_too_short" if length_s < min_term_s else "term_too_long"
-                detail = f"{term.term!r} lasts {length_s:.3f} s; allowed are {min_term_s} to {max_term_s}"
-                table.reject(_chunk_id(segment, "t", number), reason, detail)
         _plan_no_term_chunks(segments, plans, no_term_ratio, seed)
         total = sum(map(len, plans.values()))
         for segment, chunk, flac in progress(_slices(segments, plans), total=total, unit="chunks"):
@@ -80,7 +80,19 @@ def cut_chunks(
         logging.info("%d chunks of %d segments", table.rejected.kept, len(segments))
 
 
-def _aligned_segments(corpus: Path, alignments: Path, finder: MentionFinder) -> list[_Segment]:
+def _times_problem(term: SpokenTerm, min_term_s: float, max_term_s: float) -> tuple[str, str] | None:
+    length_s = term.end_s - term.start_s
+    if not min_term_s <= length_s <= max_term_s:
+        reason = "term_too_short" if length_s < min_term_s else "term_too_long"
+        return reason, f"{term.term!r} lasts {length_s:.3f} s; allowed are {min_term_s} to {max_term_s}"
+    if not term.trusted:
+        return "untrusted_times", f"{term.term!r} holds, or stands beside, a word that the aligner could not pronounce"
+    return None
+
+
+def _aligned_segments(
+    corpus: Path, alignments: Path, finder: MentionFinder, wider: MentionFinder
+) -> list[_Segment]:
     words_of = {row["segment_id"]: row["words"] for row in iterate_rows(alignments, columns=["segment_id", "words"])}
     segments = []
     for row in iterate_rows(corpus):
@@ -88,7 +100,7 @@ def _aligned_segments(corpus: Path, alignments: Path, finder: MentionFinder) -> 
         if words is not None:
             spoken = [word["word"] for word in words]
             segments.append(
-                _Segment(row, words, timed(finder.find(spoken), words), timed(finder.find_all(spoken), words))
+                _Segment(row, words, timed(finder.find(spoken), words), timed(wider.find_all(spoken), words))
             )
     if words_of:
         raise InputError(f"{alignments}: {next(iter(words_of))!r} is not in {corpus}; run the stage align again")
@@ -100,7 +112,7 @@ def _plan_no_term_chunks(
 ) -> None:
     """Add at most one no-term chunk a segment; of the segments with room for a length, the lowest hash takes it."""
     term_lengths = [chunk.duration_s for chunks in plans.values() for chunk in chunks]
-    gaps = [free_gaps(segment.occurrences, segment.row["duration_s"]) for segment in segments]
+    gaps = [free_gaps(segment.occurrences, segment.words, segment.row["duration_s"]) for segment in segments]
     rooms = [max((end - start for start, end in found), default=0.0) for found in gaps]
     by_room = sorted(range(len(segments)), key=lambda index: -rooms[index])
     randoms = [segment_random(seed, segment.row["segment_id"]) for segment in segments]
@@ -122,15 +134,17 @@ def _term_chunk(segment: _Segment, term: SpokenTerm, context_s: float) -> Planne
 def _slices(
     segments: list[_Segment], plans: dict[str, list[PlannedChunk]]
 ) -> Iterator[tuple[_Segment, PlannedChunk, bytes]]:
-    for audio_path, group in itertools.groupby(segments, key=lambda s: s.row["audio_path"]):
-        samples = None
-        for segment in group:
-            for chunk in plans[segment.row["segment_id"]]:
-                if samples is None:
-                    samples = read_audio(Path(audio_path))
-                offset_s = segment.row["offset_s"]
-                piece = slice_samples(samples, offset_s + chunk.start_s, offset_s + chunk.end_s)
-                yield segment, chunk, encode_flac(piece)
+    """Each planned chunk with its audio. Every recording is decoded once, front to back."""
+    for source, group in itertools.groupby(segments, key=lambda segment: AudioSource.of(segment.row)):
+        placed = [
+            (segment.row["offset_s"] + chunk.start_s, segment.row["offset_s"] + chunk.end_s, segment, chunk)
+            for segment in group
+            for chunk in plans[segment.row["segment_id"]]
+        ]
+        placed.sort(key=lambda place: place[:2])
+        spans = read_spans(source, [place[:2] for place in placed])
+        for (_, _, segment, chunk), samples in zip(placed, spans, strict=True):
+            yield segment, chunk, encode_flac(samples)
 
 
 def _chunk_id(segment: _Segment, kind: str, number: int) -> str:

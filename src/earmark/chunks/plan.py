@@ -14,12 +14,13 @@ from earmark.chunks.mentions import Mention
 
 @dataclass(frozen=True)
 class SpokenTerm:
-    """A mention with its times, in seconds from the segment's start."""
+    """A mention with its times, in seconds from the segment's start; `trusted` if those of all its words are."""
 
     term: str
     main_term: str
     start_s: float
     end_s: float
+    trusted: bool = True
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,17 @@ class PlannedChunk:
 
 
 def timed(mentions: Iterable[Mention], words: Sequence[dict[str, Any]]) -> list[SpokenTerm]:
-    """The mentions of a segment's aligned words ({word, start_s, end_s}) with their times."""
-    return [SpokenTerm(m.surface, m.main_term, words[m.first]["start_s"], words[m.last - 1]["end_s"]) for m in mentions]
+    """The mentions of a segment's aligned words ({word, start_s, end_s, trusted}) with their times."""
+    return [
+        SpokenTerm(
+            m.surface,
+            m.main_term,
+            words[m.first]["start_s"],
+            words[m.last - 1]["end_s"],
+            all(word["trusted"] for word in words[m.first : m.last]),
+        )
+        for m in mentions
+    ]
 
 
 def term_chunk(
@@ -67,13 +77,20 @@ def term_chunk(
     )
 
 
-def free_gaps(occurrences: Sequence[SpokenTerm], duration_s: float) -> list[tuple[float, float]]:
-    """The stretches (start_s, end_s) of a segment in which no part of any surface is spoken."""
+def free_gaps(
+    occurrences: Sequence[SpokenTerm], words: Sequence[dict[str, Any]], duration_s: float
+) -> list[tuple[float, float]]:
+    """The stretches (start_s, end_s) of a segment in which no part of any surface is spoken.
+
+    A word whose times are not trusted leaves none beside it: a surface may be spoken where the word is said to be.
+    """
+    taken = [(term.start_s, term.end_s) for term in occurrences]
+    taken += [(word["start_s"], word["end_s"]) for word in words if not word["trusted"]]
     gaps, free_from_s = [], 0.0
-    for term in sorted(occurrences, key=lambda t: t.start_s):
-        if term.start_s > free_from_s:
-            gaps.append((free_from_s, term.start_s))
-        free_from_s = max(free_from_s, term.end_s)
+    for start_s, end_s in sorted(taken):
+        if start_s > free_from_s:
+            gaps.append((free_from_s, start_s))
+        free_from_s = max(free_from_s, end_s)
     if duration_s > free_from_s:
         gaps.append((free_from_s, duration_s))
     return gaps

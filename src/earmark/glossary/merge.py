@@ -3,125 +3,180 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+import unicodedata
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from earmark.artifacts import read_json, write_json, write_jsonl
+from earmark.artifacts import write_json, write_jsonl
 from earmark.errors import InputError
+from earmark.glossary.ambiguity import AmbiguousAliases
+from earmark.glossary.filters import TermFilters
+from earmark.glossary.sources import AliasEntry, TermEntry, read_aliases, read_list, read_terms
 from earmark.text import normalise
 
 
 @dataclass
 class Glossary:
-    """`terms`: main term -> {term, aliases, ...}; `alt2main`: alias -> main term; all keys normalised."""
+    """What is merged so far; all surfaces are normalised.
+
+    `terms`: main term -> {term, ...}. `aliases`: alias -> (target, source), the target a main term or another alias.
+    `dropped`: main terms that were there and are not to be used.
+    """
 
     terms: dict[str, dict[str, Any]] = field(default_factory=dict)
-    alt2main: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    aliases: dict[str, tuple[str, str]] = field(default_factory=dict)
+    dropped: set[str] = field(default_factory=set)
     conflicts: list[dict[str, str]] = field(default_factory=list)
 
-    def conflict(self, kind: str, surface: str, source: Path, decision: str) -> None:
-        self.conflicts.append({"kind": kind, "surface": surface, "source": str(source), "decision": decision})
+    def conflict(self, kind: str, surface: str, source: str, decision: str) -> None:
+        self.conflicts.append({"kind": kind, "surface": surface, "source": source, "decision": decision})
 
 
-def merge_glossary(term_files: list[Path], alias_files: list[Path], output_folder: Path) -> None:
-    """Write glossary.json, alt2main.json and conflicts.jsonl.
+def merge_glossary(
+    term_files: list[Path],
+    alias_files: list[Path],
+    output_folder: Path,
+    *,
+    blacklist: Path | None,
+    filters: TermFilters,
+    keep_ambiguous: bool,
+) -> None:
+    """Write glossary.json, alt2main.json, ambiguous_aliases.json and conflicts.jsonl.
 
-    Term files hold {phrase: {term, short_description?, aliases?, ...}}, alias files {alias: phrase}. Rules: a later
-    file overrides an earlier one, and an alias file the `aliases` inside any entry; a chain of aliases is followed to
-    its main term; a cycle, an alias whose main term is missing and a surface that normalises to nothing are dropped;
-    a main term is never an alias of another. InputError if no term is left.
+    Each use of a rule is a line of conflicts.jsonl, {kind, surface, source, decision}:
+    - duplicate_term: a later entry replaces an earlier one of the same phrase (case, width and punctuation aside).
+    - diacritic_duplicate: main terms that differ in accents alone stay apart.
+    - empty_surface: what normalises to nothing is dropped.
+    - blacklisted, and the kinds of TermFilters: dropped; with a main term go its aliases (main_term_dropped).
+    - alias_of_several: the later entry wins. alias_is_main_term: it stays a main term.
+    - alias_cycle, missing_main_term: an alias that leads to no main term, through however many others, is dropped.
+    - ambiguous_alias: moved to ambiguous_aliases.json, where it makes no mention and keeps no-term chunks away; or used,
+      with `keep_ambiguous`.
+    InputError if no term is left.
     """
     glossary = Glossary()
-    sources: dict[str, Path] = {}
     for path in term_files:
-        _read_terms(path, glossary, sources)
-    aliases: dict[str, tuple[str, Path]] = {}
+        for term in read_terms(path):
+            _add_term(term, glossary)
     # Once all term files are read, so that an entry that was replaced leaves no aliases behind.
     for main, entry in glossary.terms.items():
-        for alias_text in entry.get("aliases", []):
-            _add_alias(alias_text, main, sources[main], aliases, glossary)
+        for alias in entry.get("aliases", []):
+            _add_alias(AliasEntry(alias, main, glossary.sources[main]), glossary)
     for path in alias_files:
-        _read_aliases(path, aliases, glossary)
-    _resolve(aliases, glossary)
+        for alias in read_aliases(path):
+            _add_alias(alias, glossary)
+    _drop_unwanted(glossary, {normalise(line) for line in read_list(blacklist)} if blacklist else set(), filters)
+    _flag_diacritics(glossary)
+    alt2main, ambiguous = _resolve(glossary, keep_ambiguous)
     if not glossary.terms:
         raise InputError(f"{', '.join(map(str, term_files))}: no usable term in the glossary; set glossary.terms")
     by_main: dict[str, list[str]] = defaultdict(list)
-    for alias, main in glossary.alt2main.items():
-        by_main[main].append(alias)
+    for surface, main in alt2main.items():
+        by_main[main].append(surface)
     write_json(
         output_folder / "glossary.json",
         {main: {**entry, "aliases": sorted(by_main[main])} for main, entry in sorted(glossary.terms.items())},
     )
-    write_json(output_folder / "alt2main.json", dict(sorted(glossary.alt2main.items())))
+    write_json(output_folder / "alt2main.json", dict(sorted(alt2main.items())))
+    write_json(output_folder / "ambiguous_aliases.json", dict(sorted(ambiguous.items())))
     write_jsonl(output_folder / "conflicts.jsonl", glossary.conflicts)
-    logging.info(
-        "%d main terms, %d aliases, %d conflicts", len(glossary.terms), len(glossary.alt2main), len(glossary.conflicts)
-    )
+    kinds = Counter(row["kind"] for row in glossary.conflicts)
+    logging.info("%d main terms, %d aliases; conflicts: %s", len(glossary.terms), len(alt2main), dict(kinds) or "none")
 
 
-def _entries(path: Path, kind: type, what: str) -> dict[str, Any]:
-    entries = read_json(path)
-    if not isinstance(entries, dict):
-        raise InputError(f"{path}: expected a JSON object, {what}; found a {type(entries).__name__}")
-    for key, value in entries.items():
-        if not isinstance(value, kind):
-            raise InputError(f"{path}: the entry {key[:80]!r} holds a {type(value).__name__}; expected {what}")
-    return entries
-
-
-def _read_terms(path: Path, glossary: Glossary, sources: dict[str, Path]) -> None:
-    """Add the file's entries to `glossary.terms`, and the file to `sources` as where each main term is from."""
-    for phrase, entry in _entries(path, dict, "phrase to {term, short_description, ...}").items():
-        main = normalise(phrase)
-        if not main:
-            glossary.conflict("empty_surface", phrase, path, "dropped: it normalises to nothing")
-            continue
-        if main in glossary.terms:
-            glossary.conflict("duplicate_term", main, path, "the later entry replaces the earlier one")
-            del glossary.terms[main]  # so that the new one comes last: where two entries list an alias, the later wins
-        shown = entry.get("term", phrase)
-        if not isinstance(shown, str) or not shown.strip():
-            raise InputError(f"{path}: the term of {phrase[:80]!r} is {shown!r}; expected the text to show for it")
-        listed = entry.get("aliases", [])
-        if not isinstance(listed, list) or not all(isinstance(alias, str) for alias in listed):
-            raise InputError(f"{path}: the aliases of {phrase[:80]!r} are {listed!r:.80}; expected a list of texts")
-        glossary.terms[main] = {**entry, "term": shown}
-        sources[main] = path
-
-
-def _read_aliases(path: Path, aliases: dict[str, tuple[str, Path]], glossary: Glossary) -> None:
-    for alias_text, main_text in _entries(path, str, "alias to phrase").items():
-        _add_alias(alias_text, main_text, path, aliases, glossary)
-
-
-def _add_alias(
-    alias_text: str, main_text: str, path: Path, aliases: dict[str, tuple[str, Path]], glossary: Glossary
-) -> None:
-    alias, main = normalise(alias_text), normalise(main_text)
-    if not alias or not main:
-        glossary.conflict("empty_surface", alias_text, path, "dropped: it normalises to nothing")
+def _add_term(entry: TermEntry, glossary: Glossary) -> None:
+    main = normalise(entry.phrase)
+    if not main:
+        glossary.conflict("empty_surface", entry.phrase, entry.source, "dropped: it normalises to nothing")
         return
-    if alias in aliases and aliases[alias][0] != main:
-        decision = f"alias of {main!r}, the later entry, not of {aliases[alias][0]!r}"
-        glossary.conflict("alias_of_several", alias, path, decision)
-    aliases[alias] = (main, path)
+    if main in glossary.terms:
+        glossary.conflict("duplicate_term", main, entry.source, "the later entry replaces the earlier one")
+        del glossary.terms[main]  # so that the new one comes last: where two entries list an alias, the later wins
+    glossary.terms[main] = {**entry.fields, "term": entry.fields.get("term", entry.phrase).strip()}
+    glossary.sources[main] = entry.source
 
 
-def _resolve(aliases: dict[str, tuple[str, Path]], glossary: Glossary) -> None:
-    for alias, (target, path) in aliases.items():
-        if alias in glossary.terms:
-            if alias != target:
-                glossary.conflict("alias_is_main_term", alias, path, f"stays a main term, no alias of {target!r}")
+def _add_alias(entry: AliasEntry, glossary: Glossary) -> None:
+    alias, target = normalise(entry.alias), normalise(entry.phrase)
+    if not alias or not target:
+        glossary.conflict("empty_surface", entry.alias, entry.source, "dropped: it normalises to nothing")
+        return
+    if alias in glossary.aliases and glossary.aliases[alias][0] != target:
+        decision = f"alias of {target!r}, the later entry, not of {glossary.aliases[alias][0]!r}"
+        glossary.conflict("alias_of_several", alias, entry.source, decision)
+    glossary.aliases[alias] = (target, entry.source)
+
+
+def _drop_unwanted(glossary: Glossary, blacklist: set[str], filters: TermFilters) -> None:
+    def problem(surface: str) -> tuple[str, str] | None:
+        return ("blacklisted", "it is on the blacklist") if surface in blacklist else filters.problem(surface)
+
+    for main in list(glossary.terms):
+        if found := problem(main):
+            glossary.conflict(found[0], main, glossary.sources[main], f"dropped, with its aliases: {found[1]}")
+            del glossary.terms[main]
+            glossary.dropped.add(main)
+    for alias, (_, source) in list(glossary.aliases.items()):
+        # An alias that a main term of the same spelling overrules was dropped, or kept, with it.
+        if alias not in glossary.terms and alias not in glossary.dropped and (found := problem(alias)):
+            glossary.conflict(found[0], alias, source, f"dropped: {found[1]}")
+            del glossary.aliases[alias]
+
+
+def _flag_diacritics(glossary: Glossary) -> None:
+    first: dict[str, str] = {}
+    for main in glossary.terms:
+        other = first.setdefault(_without_accents(main), main)
+        if other != main:
+            decision = f"stays apart from {other!r}; if they are one term, list one as an alias of the other"
+            glossary.conflict("diacritic_duplicate", main, glossary.sources[main], decision)
+
+
+def _without_accents(surface: str) -> str:
+    """`surface` without the accents of Latin letters; the marks of other scripts make other letters and stay."""
+    result: list[str] = []
+    for character in unicodedata.normalize("NFD", surface):
+        if "\u0300" <= character <= "\u036f" and result and "a" <= result[-1] <= "z":
             continue
-        seen = [alias]
-        while target not in glossary.terms and target in aliases and target not in seen:
+        result.append(character)
+    return "".join(result)
+
+
+def _resolve(glossary: Glossary, keep_ambiguous: bool) -> tuple[dict[str, str], dict[str, str]]:
+    """Follow every alias to its main term: (alias -> main term, ambiguous alias -> main term)."""
+    ambiguous_aliases = AmbiguousAliases(glossary.terms)
+    alt2main: dict[str, str] = {}
+    ambiguous: dict[str, str] = {}
+    for alias, (first_target, source) in glossary.aliases.items():
+        if alias in glossary.terms:
+            if alias != first_target:
+                decision = f"stays a main term, no alias of {first_target!r}"
+                glossary.conflict("alias_is_main_term", alias, source, decision)
+            continue
+        seen, target = [alias], first_target
+        while target not in glossary.terms and target in glossary.aliases and target not in seen:
             seen.append(target)
-            target = aliases[target][0]
-        if target in glossary.terms:
-            glossary.alt2main[alias] = target
-        elif target in seen:
-            glossary.conflict("alias_cycle", alias, path, f"dropped: {' -> '.join([*seen, target])}")
+            target = glossary.aliases[target][0]
+        if target not in glossary.terms:
+            glossary.conflict(*_lost(alias, source, seen, target, glossary.dropped))
+        elif not (why := ambiguous_aliases.problem(alias, target)):
+            alt2main[alias] = target
+        elif keep_ambiguous:
+            alt2main[alias] = target
+            glossary.conflict("ambiguous_alias", alias, source, f"kept, as glossary.ambiguous_aliases asks: {why}")
         else:
-            glossary.conflict("missing_main_term", alias, path, f"dropped: {target!r} is not in the glossary")
+            ambiguous[alias] = target
+            glossary.conflict("ambiguous_alias", alias, source, f"not used alone: {why}")
+    return alt2main, ambiguous
+
+
+def _lost(alias: str, source: str, seen: list[str], target: str, dropped: set[str]) -> tuple[str, str, str, str]:
+    """The conflict of an alias that leads to no main term."""
+    if target in seen:
+        return "alias_cycle", alias, source, f"dropped: {' -> '.join([*seen, target])}"
+    if target in dropped:
+        return "main_term_dropped", alias, source, f"dropped with {target!r}"
+    return "missing_main_term", alias, source, f"dropped: {target!r} is not in the glossary"

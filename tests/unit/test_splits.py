@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 
 import pyarrow as pa
 import pytest
@@ -19,7 +20,7 @@ def chunk(speaker, main_term, *others, number=0):
     return {
         "chunk_id": f"{speaker}-{main_term}-{number}",
         "segment_id": "s",
-        "recording_id": "r",
+        "recording_id": f"recording of {speaker}",
         "speaker_id": speaker,
         "term": main_term,
         "main_term": main_term,
@@ -41,7 +42,8 @@ def split(folder, shards, **changes):
         paths[name] = folder / f"{name}.parquet"
         write_table(paths[name], pa.Table.from_pylist(rows, schema=CHUNKS))
     write_json(folder / "glossary.json", {"ohm": {}, "volt": {}, "new york": {}})
-    settings = {"test_speakers": ["tina"], "dev_speakers": ["dave"], "unseen_terms": ["volt"], "seed": 1} | changes
+    settings = {"test_speakers": ["tina"], "dev_speakers": ["dave"], "unseen_terms": ["volt"], "seed": 1}
+    settings |= {"max_chunks_per_term": None} | changes
     split_chunks(paths, folder / "glossary.json", folder / "splits", **settings)
     return {name: list(iterate_rows(folder / f"splits/{name}.parquet")) for name in SPLIT_NAMES}
 
@@ -153,3 +155,45 @@ def test_a_share_that_no_hash_falls_into_still_gives_one_speaker():
     found = rule(["a", "b", "c"], test_speakers=0.001, dev_speakers=0.001)
     assert len(found.test_speakers) == len(found.dev_speakers) == 1
     assert not found.test_speakers & found.dev_speakers
+
+
+def test_a_recording_of_a_test_speaker_trains_nothing_whoever_else_speaks_in_it(tmp_path):
+    shared = [
+        chunk("anna", "ohm", number=1) | {"recording_id": "talk"},
+        chunk("dave", "ohm") | {"recording_id": "talk"},
+    ]
+    shared += [chunk("tina", "ohm") | {"recording_id": "talk"}, chunk("anna", "ohm", number=2)]
+    splits = split(tmp_path, {"0000": shared})
+    assert [row["chunk_id"] for rows in splits.values() for row in rows] == ["anna-ohm-2", "tina-ohm-0"]
+    counts = {name: table_counts(tmp_path / f"splits/{name}.parquet") for name in SPLIT_NAMES}
+    assert [counts[name]["reasons"] for name in SPLIT_NAMES] == [{"shared_recording": 1}, {"shared_recording": 1}, {}]
+
+
+def many(speaker, term, count):
+    return [chunk(speaker, term, number=number) for number in range(count)]
+
+
+def test_a_frequent_term_is_cut_to_the_limit_and_no_term_chunks_in_proportion(tmp_path):
+    rows = [*many("anna", "ohm", 30), *many("anna", "new york", 4), *many("anna", None, 34), *many("tina", "ohm", 12)]
+    splits = split(tmp_path, {"0000": rows[::2], "0001": rows[1::2]}, max_chunks_per_term=10, dev_speakers=[])
+    counted = {name: Counter(row["main_term"] for row in kept) for name, kept in splits.items()}
+    assert counted == {"train": {"ohm": 10, "new york": 4, None: 14}, "dev": {}, "test": {"ohm": 10}}
+    reasons = table_counts(tmp_path / "splits/train.parquet")["reasons"]
+    assert reasons == {"over_term_limit": 20, "over_no_term_limit": 20}
+
+
+def test_which_chunks_stay_within_the_limit_does_not_depend_on_shards_or_on_other_terms(tmp_path):
+    rows = many("anna", "ohm", 30)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    first = split(tmp_path / "a", {"0000": rows}, max_chunks_per_term=5, test_speakers=[], dev_speakers=[])["train"]
+    other = [*many("anna", "new york", 9), *rows[::-1]]
+    second = split(
+        tmp_path / "b",
+        {"0001": other[:20], "0000": other[20:]},
+        max_chunks_per_term=5,
+        test_speakers=[],
+        dev_speakers=[],
+    )["train"]
+    kept = {row["chunk_id"] for row in first}
+    assert kept == {row["chunk_id"] for row in second if row["main_term"] == "ohm"}

@@ -90,9 +90,7 @@ def _times_problem(term: SpokenTerm, min_term_s: float, max_term_s: float) -> tu
     return None
 
 
-def _aligned_segments(
-    corpus: Path, alignments: Path, finder: MentionFinder, wider: MentionFinder
-) -> list[_Segment]:
+def _aligned_segments(corpus: Path, alignments: Path, finder: MentionFinder, wider: MentionFinder) -> list[_Segment]:
     words_of = {row["segment_id"]: row["words"] for row in iterate_rows(alignments, columns=["segment_id", "words"])}
     segments = []
     for row in iterate_rows(corpus):

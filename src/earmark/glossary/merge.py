@@ -52,8 +52,8 @@ def merge_glossary(
     - empty_surface: what normalises to nothing is dropped.
     - blacklisted, and the kinds of TermFilters: dropped; with a main term go its aliases (main_term_dropped).
     - alias_of_several: the later entry wins. alias_is_main_term: it stays a main term.
-    - alias_cycle, missing_main_term: an alias that leads to no main term, through however many others, is dropped.
-    - ambiguous_alias: with `keep_ambiguous` used like any other, else moved to ambiguous_aliases.json, where it makes no
+    - alias_cycle, missing_main_term: an alias that leads to no main term is dropped.
+    - ambiguous_alias: used with `keep_ambiguous`, else moved to ambiguous_aliases.json, where it makes no
       mention and keeps no-term chunks away.
     InputError if no term is left.
     """

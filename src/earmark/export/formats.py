@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+FORMATS = ("funasr_nano", "funasr", "conversation", "flat")
+LENGTHS = {"funasr_nano": ("speech_length", "text_length"), "funasr": ("source_len", "target_len")}
 SPEECH_PROMPT = "语音转写："  # "transcribe the speech:", the words Fun-ASR-Nano was trained with
 NO_TERM = "none"
 _NANO_USER = re.compile(re.escape(SPEECH_PROMPT) + r"<\|startofspeech\|>!(/.+)<\|endofspeech\|>", re.DOTALL)
@@ -35,28 +37,35 @@ def text_units(text: str) -> int:
     return len(text.split()) if " " in text.strip() else len(text.strip())
 
 
-def funasr_nano(example: Example, count_tokens: Callable[[str], int]) -> dict[str, Any]:
+def line_writer(format: str, count_tokens: Callable[[str], int] | None) -> Callable[[Example], dict[str, Any]]:
+    """The function that makes a line of `format`. Without `count_tokens`, lines hold no lengths of audio and text."""
+    if format == "funasr_nano":
+        return lambda example: funasr_nano(example, count_tokens)
+    if format == "funasr":
+        return lambda example: funasr(example, with_lengths=count_tokens is not None)
+    return {"conversation": conversation, "flat": flat}[format]
+
+
+def funasr_nano(example: Example, count_tokens: Callable[[str], int] | None) -> dict[str, Any]:
     """ChatML messages for Fun-ASR-Nano; speech_length in fbank frames, text_length in tokens."""
-    return {
+    line: dict[str, Any] = {
         "messages": [
             {"role": "system", "content": "You are a helpful assistant."},
             {"role": "user", "content": f"{SPEECH_PROMPT}<|startofspeech|>!{example.wav}<|endofspeech|>"},
             {"role": "assistant", "content": example.text},
-        ],
-        "speech_length": fbank_frames(example.duration_s),
-        "text_length": count_tokens(example.text),
+        ]
     }
+    if count_tokens is not None:
+        line |= {"speech_length": fbank_frames(example.duration_s), "text_length": count_tokens(example.text)}
+    return line
 
 
-def funasr(example: Example) -> dict[str, Any]:
+def funasr(example: Example, *, with_lengths: bool = True) -> dict[str, Any]:
     """FunASR's key/source/target; source_len in fbank frames, target_len in words or characters."""
-    return {
-        "key": example.key,
-        "source": example.wav,
-        "target": example.text,
-        "source_len": fbank_frames(example.duration_s),
-        "target_len": text_units(example.text),
-    }
+    line: dict[str, Any] = {"key": example.key, "source": example.wav, "target": example.text}
+    if with_lengths:
+        line |= {"source_len": fbank_frames(example.duration_s), "target_len": text_units(example.text)}
+    return line
 
 
 def conversation(example: Example) -> dict[str, Any]:
@@ -74,12 +83,14 @@ def flat(example: Example) -> dict[str, Any]:
     return {"audio": example.wav, "text": example.answer, "prompt": example.prompt}
 
 
-def line_problem(format: str, row: Any) -> str | None:
+def line_problem(format: str, row: Any, *, with_lengths: bool = True) -> str | None:
     """What makes `row`, a parsed line, no valid line of `format`; None if nothing does."""
     if not isinstance(row, dict):
         return "not a JSON object"
     try:
-        return _PROBLEMS[format](row)
+        if problem := _PROBLEMS[format](row):
+            return problem
+        return _length_problem(row, *LENGTHS.get(format, ())) if with_lengths else None
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         return f"a key is missing or of the wrong type: {error!r}"
 
@@ -92,17 +103,17 @@ def _funasr_nano_problem(row: dict[str, Any]) -> str | None:
         return "the user content is not the prompt and one absolute path between the speech marks"
     if not _is_text(row["messages"][-1]["content"]):
         return "the assistant content is empty or no text"
-    return _length_problem(row, "speech_length", "text_length")
+    return None
 
 
 def _funasr_problem(row: dict[str, Any]) -> str | None:
-    if set(row) != {"key", "source", "target", "source_len", "target_len"}:
+    if set(row) - set(LENGTHS["funasr"]) != {"key", "source", "target"}:
         return f"keys are {sorted(row)}"
     if not row["source"].startswith("/") or not _is_text(row["target"]) or not _is_text(row["key"]):
         return "key or target is empty or no text, or source is no absolute path"
-    if row["target_len"] != text_units(row["target"]):
+    if "target_len" in row and row["target_len"] != text_units(row["target"]):
         return f"target_len {row['target_len']} is not the length of target"
-    return _length_problem(row, "source_len", "target_len")
+    return None
 
 
 def _conversation_problem(row: dict[str, Any]) -> str | None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from earmark.artifacts import RejectedRows, atomic_path, iterate_rows, read_json
-from earmark.export.formats import NO_TERM, Example, conversation, fbank_frames, flat, funasr, funasr_nano, line_problem
+from earmark.export.formats import NO_TERM, Example, fbank_frames, line_problem, line_writer, text_units
 from earmark.export.tokenizer import token_counter
 from earmark.export.wavs import wav_path
 
@@ -33,7 +32,7 @@ def export_split(
     no_text, a chunk without words where the format transcribes; too_short, less than one fbank frame where the format
     counts them.
     """
-    line_of = _writer(format, tokenizer)
+    line_of = line_writer(format, token_counter(tokenizer) if format == "funasr_nano" else text_units)
     transcribes = task == "transcribe" or format.startswith("funasr")
     display = {main: entry["term"] for main, entry in read_json(glossary).items()}
     rejected = RejectedRows("chunks", max_rejected_fraction)
@@ -64,10 +63,3 @@ def export_split(
                 rejected.kept += 1
         rejected.close(output)
     logging.info("%d lines, %d rejected", rejected.kept, rejected.rejected)
-
-
-def _writer(format: str, tokenizer: str) -> Callable[[Example], dict[str, Any]]:
-    if format == "funasr_nano":
-        count_tokens = token_counter(tokenizer)
-        return lambda example: funasr_nano(example, count_tokens)
-    return {"funasr": funasr, "conversation": conversation, "flat": flat}[format]

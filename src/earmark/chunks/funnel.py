@@ -23,22 +23,18 @@ def write_funnel(
 ) -> None:
     """Write funnel.json: {steps: [{step, unit, input, kept, rejected, reasons}], chunks, splits, without_speaker}.
 
-    EarmarkError where a step's kept + rejected is not its input, or its input is not what the step before kept.
+    `corpus` and `alignments` are empty where the chunks came from a file. EarmarkError where a step's kept + rejected is not its input, or its input is not what the step before kept.
     """
     manifest = read_json(manifest_counts)
-    steps = [
-        _step("manifest", [manifest]),
-        _step("corpus", [table_counts(path) for path in corpus]),
-        _step("align", [table_counts(path) for path in alignments]),
-        _step("chunks", [table_counts(path) for path in chunks]),
-        _step("splits", [table_counts(path) for path in splits.values()]),
-    ]
+    tables = {"corpus": corpus, "align": alignments, "chunks": chunks, "splits": list(splits.values())}
+    steps = [_step("manifest", [manifest])]
+    steps += [_step(name, [table_counts(path) for path in paths]) for name, paths in tables.items() if paths]
     for step in steps:
         if step["kept"] + step["rejected"] != step["input"]:
             raise EarmarkError(f"the funnel does not add up: kept + rejected is not the input of {step}")
     for before, after in itertools.pairwise(steps):
         # Between align and chunks the unit changes: a segment gives any number of chunks.
-        if after["step"] != "chunks" and before["kept"] != after["input"]:
+        if before["step"] != "align" and before["kept"] != after["input"]:
             raise EarmarkError(f"the funnel does not add up: {before} hands over other rows than {after} was given")
     has_term = Counter(value for path in chunks for value in read_table(path, ["has_term"])["has_term"].to_pylist())
     write_json(

@@ -1,0 +1,275 @@
+"""Chunks that were cut before: the interchange file of earlier systems, as input."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ijson
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from earmark import text
+from earmark.artifacts import CHUNKS, RejectedRows, StageTable, iterate_rows, read_json, write_json
+from earmark.audio import SAMPLE_RATE, encode_flac, read_audio
+from earmark.chunks.mentions import MentionFinder
+from earmark.errors import AudioError, InputError
+from earmark.logs import progress
+
+# A chunk as the file states it, before its audio is read; `source` is file:line, or file and the entry's number.
+ENTRIES = pa.schema(
+    [
+        *(CHUNKS.field(name) for name in ("chunk_id", "segment_id", "recording_id", "speaker_id", "text")),
+        ("audio_path", pa.string()),
+        ("terms", pa.list_(pa.string())),
+        *(CHUNKS.field(name) for name in ("start_s", "end_s", "term_start_s", "term_end_s")),
+        ("source", pa.string()),
+    ]
+)
+OPEN_SHARDS = 250  # written in one pass: well under the number of files a process may open
+DURATION_TOLERANCE_S = 0.1  # by which a chunk's audio may be longer or shorter than stated
+_TIMES = {
+    "start_s": "extended_start_time", "end_s": "extended_end_time", "term_start_s": "term_start_time",
+    "term_end_s": "term_end_time",
+}  # fmt: skip
+
+
+class _EntryError(Exception):
+    def __init__(self, reason: str, detail: str):
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail
+
+
+def deal_entries(
+    files: list[Path],
+    shards: dict[str, Path],
+    summary: Path,
+    *,
+    recording_pattern: str | None,
+    max_rejected_fraction: float,
+) -> None:
+    """Write `shards[name]` (ENTRIES) from interchange files: a JSON list (`.json`) or one object a line (`.jsonl`).
+
+    An entry that names no recording_id belongs to the recording that the first group of `recording_pattern` finds in
+    its segment id, or else to one of its own; one that names no speaker_id is spoken by its recording. Recordings go
+    to shards by a hash. `summary` holds the counts and `without_speaker`. Rejected: broken_entry, bad_id, bad_time.
+    """
+    pattern = _compiled(recording_pattern)
+    names = sorted(shards)
+    rejected = RejectedRows("entries", max_rejected_fraction)
+    without_speaker = 0
+    for first in range(0, len(names), OPEN_SHARDS):
+        with ExitStack() as stack:
+            tables = {
+                name: stack.enter_context(StageTable(shards[name], ENTRIES, unit="entries", max_rejected_fraction=0))
+                for name in names[first : first + OPEN_SHARDS]
+            }
+            for number, (path, source, entry) in enumerate(progress(_entries(files), unit="entries")):
+                try:
+                    row = _row(entry, pattern)
+                except _EntryError as error:
+                    if first == 0:
+                        segment_id = entry.get("segment_id", "") if isinstance(entry, dict) else ""
+                        rejected.reject(str(segment_id), error.reason, f"{source}: {error.detail}")
+                    continue
+                finally:
+                    rejected.input += first == 0
+                rejected.kept += first == 0
+                without_speaker += first == 0 and row["speaker_id"] == row["recording_id"]
+                if table := tables.get(names[_position(row["recording_id"]) % len(names)]):
+                    table.rejected.input += 1
+                    table.keep(
+                        row
+                        | {
+                            "chunk_id": f"{row['segment_id']}-f{number:08d}",
+                            "audio_path": str((path.parent / row["audio_path"]).absolute()),
+                            "source": source,
+                        }
+                    )
+    if not rejected.input:
+        raise InputError(f"{', '.join(map(str, files))}: no entry; set chunks.from_file")
+    rejected.close(summary)
+    if without_speaker:
+        logging.warning(
+            "%d chunks name no speaker; their recording stands in for it, so one voice may be on both sides of a split",
+            without_speaker,
+        )
+    write_json(summary, {**rejected.counts(), "without_speaker": without_speaker})
+
+
+def pack_chunks(
+    entries: Path,
+    glossary: Path,
+    alt2main: Path,
+    ambiguous_aliases: Path,
+    output: Path,
+    *,
+    language: str,
+    max_rejected_fraction: float,
+) -> None:
+    """Write the CHUNKS table of one shard's ENTRIES, with their audio.
+
+    The first of an entry's terms is what the chunk was cut for. Rejected: unknown_term (not in the glossary),
+    unreadable_audio, not_finite (NaN or infinite samples), wrong_duration (other than the times state).
+    """
+    mains = {main: main for main in read_json(glossary)} | read_json(alt2main)
+    wider = MentionFinder(mains | read_json(ambiguous_aliases))
+    with StageTable(
+        output, CHUNKS, unit="chunks", max_rejected_fraction=max_rejected_fraction, rows_per_group=256
+    ) as table:
+        for row in progress(iterate_rows(entries), unit="chunks"):
+            table.rejected.input += 1
+            try:
+                terms = [_main_term(term, mains) for term in row["terms"]]
+                samples = _samples(row)
+            except _EntryError as error:
+                table.reject(row["chunk_id"], error.reason, f"{row['source']}: {error.detail}")
+                continue
+            words = text.words(row["text"])
+            touched = {mention.main_term for mention in wider.find_all(words)}.union(terms)
+            table.keep(
+                {name: row[name] for name in ("chunk_id", "segment_id", "recording_id", "speaker_id")}
+                | {name: row[name] for name in ("start_s", "end_s")}
+                | {
+                    "term": text.normalise(row["terms"][0]) if terms else None,
+                    "main_term": terms[0] if terms else None,
+                    "has_term": bool(terms),
+                    "other_terms": sorted(set(terms[1:]) - {terms[0]}) if terms else [],
+                    "touched_terms": sorted(touched),
+                    "text": " ".join(words),
+                    "language": language,
+                    "term_start_s": row["term_start_s"] if terms else None,
+                    "term_end_s": row["term_end_s"] if terms else None,
+                    "sample_rate": SAMPLE_RATE,
+                    "audio": {"bytes": encode_flac(samples), "path": f"{row['chunk_id']}.flac"},
+                }
+            )
+
+
+def _entries(files: list[Path]) -> Iterator[tuple[Path, str, Any]]:
+    """(file, where in it, entry) of every entry; a line that is no JSON gives None."""
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                for where, entry in _lines(file) if path.suffix == ".jsonl" else _members(path, file):
+                    yield path, f"{path}{where}", entry
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); set chunks.from_file") from None
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(file, start=1):
+        if not line.isspace():
+            try:
+                entry = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                entry = None
+            yield f":{number}", entry
+
+
+def _members(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
+    number = 0
+    try:
+        for number, entry in enumerate(ijson.items(file, "item", use_float=True), start=1):
+            yield f", entry {number}", entry
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a JSON list after entry {number} ({error}); write the file again") from None
+    if number == 0:
+        raise InputError(f"{path}: holds no list of entries; expected the interchange file, or JSON lines as .jsonl")
+
+
+def _row(entry: Any, pattern: re.Pattern[str] | None) -> dict[str, Any]:
+    if not isinstance(entry, dict):
+        raise _EntryError("broken_entry", "not a JSON object")
+    audio, spoken, terms = (
+        entry.get(name) for name in ("term_chunk_audio", "term_chunk_text", "term_chunk_audio_ground_truth_terms")
+    )
+    if not isinstance(audio, str) or not audio or "\0" in audio:
+        raise _EntryError("broken_entry", f"term_chunk_audio is {audio!r:.80}; expected a path")
+    if not isinstance(spoken, str):
+        raise _EntryError("broken_entry", f"term_chunk_text is {spoken!r:.80}; expected text")
+    if not isinstance(terms, list) or not all(isinstance(term, str) for term in terms):
+        raise _EntryError(
+            "broken_entry", f"term_chunk_audio_ground_truth_terms is {terms!r:.80}; expected a list of texts"
+        )
+    segment_id = _id(entry, "segment_id")
+    found = pattern.search(segment_id) if pattern else None
+    recording_id = _id(entry, "recording_id", (found and found[1]) or segment_id)
+    return {
+        "segment_id": segment_id,
+        "recording_id": recording_id,
+        "speaker_id": _id(entry, "speaker_id", recording_id),
+        "text": spoken,
+        "audio_path": audio,
+        "terms": terms,
+        **_times(entry),
+    }
+
+
+def _id(entry: dict[str, Any], name: str, default: str | None = None) -> str:
+    value = entry.get(name)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, str):
+        raise _EntryError("bad_id", f"{name} is {value!r:.80}; expected text")
+    if why := text.id_problem(value):
+        raise _EntryError("bad_id", f"{name} {value[:80]!r} {why}")
+    return value
+
+
+def _times(entry: dict[str, Any]) -> dict[str, float]:
+    times: dict[str, float] = {}
+    for name, spelling in _TIMES.items():
+        value = entry.get(spelling)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise _EntryError("bad_time", f"{spelling} is {value!r:.40}; expected seconds")
+        times[name] = float(value)
+    if not 0 <= times["start_s"] <= times["term_start_s"] < times["term_end_s"] <= times["end_s"]:
+        raise _EntryError("bad_time", f"the term does not lie inside the chunk: {times}")
+    return times
+
+
+def _main_term(term: str, mains: dict[str, str]) -> str:
+    main = mains.get(text.normalise(term))
+    if main is None:
+        raise _EntryError("unknown_term", f"{term[:80]!r} is neither a term nor an alias of the glossary")
+    return main
+
+
+def _samples(row: dict[str, Any]) -> np.ndarray:
+    try:
+        samples = read_audio(Path(row["audio_path"]))
+    except AudioError as error:
+        raise _EntryError("unreadable_audio", str(error)) from None
+    if not np.isfinite(samples).all():
+        raise _EntryError("not_finite", f"{np.count_nonzero(~np.isfinite(samples))} samples are NaN or infinite")
+    stated_s, found_s = row["end_s"] - row["start_s"], len(samples) / SAMPLE_RATE
+    if abs(stated_s - found_s) > DURATION_TOLERANCE_S:
+        raise _EntryError(
+            "wrong_duration", f"{row['audio_path']} lasts {found_s:.3f} s, its times say {stated_s:.3f} s"
+        )
+    return samples
+
+
+def _compiled(pattern: str | None) -> re.Pattern[str] | None:
+    if pattern is None:
+        return None
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"chunks.recording_pattern {pattern!r} is no regular expression ({error})") from None
+    if compiled.groups < 1:
+        raise InputError(f"chunks.recording_pattern {pattern!r} has no group; put the recording's part in brackets")
+    return compiled
+
+
+def _position(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())

@@ -1,0 +1,163 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from earmark.artifacts import iterate_rows, read_json, rejected_path, table_counts, write_json
+from earmark.audio import decode_audio, read_audio
+from earmark.chunks.from_file import deal_entries, pack_chunks
+from earmark.errors import InputError, TooManyRejectedError
+
+
+def entry(segment_id="POD1_S0001", terms=("Ohm",), **changes):
+    return {
+        "segment_id": segment_id, "term_chunk_audio": "a.wav", "term_chunk_text": "The ohm is a unit",
+        "term_chunk_audio_ground_truth_terms": list(terms), "term_start_time": 3.2, "term_end_time": 3.6,
+        "term_duration": 0.4, "extended_start_time": 3.0, "extended_end_time": 4.0, "extended_duration": 1.0,
+        "context_seconds": 0.2,
+    } | changes  # fmt: skip
+
+
+def deal(folder, entries, name="chunks.json", shards=2, pattern=r"^(.+)_S\d+$", allowed=0.9):
+    path = folder / name
+    if name.endswith(".jsonl"):
+        path.write_text("".join(json.dumps(row) + "\n" for row in entries), encoding="utf-8")
+    else:
+        path.write_text(json.dumps(entries), encoding="utf-8")
+    outputs = {f"{number:04d}": folder / f"manifest/{number:04d}.parquet" for number in range(shards)}
+    deal_entries([path], outputs, folder / "manifest.json", recording_pattern=pattern, max_rejected_fraction=allowed)
+    return outputs
+
+
+def packed(folder, outputs):
+    write_json(folder / "glossary.json", {"ohm": {}, "new york": {}, "volt": {}})
+    write_json(folder / "alt2main.json", {"big apple": "new york"})
+    write_json(folder / "ambiguous.json", {"unit": "volt"})
+    rows = {}
+    for name, path in outputs.items():
+        output = folder / f"chunks/{name}.parquet"
+        pack_chunks(
+            path, folder / "glossary.json", folder / "alt2main.json", folder / "ambiguous.json", output, language="en",
+            max_rejected_fraction=1.0,
+        )  # fmt: skip
+        rows |= {row["chunk_id"]: row for row in iterate_rows(output)}
+    return rows
+
+
+def rejected_rows(*paths):
+    return {
+        row["id"]: (row["reason"], row["detail"])
+        for path in paths
+        for row in map(json.loads, rejected_path(path).read_text(encoding="utf-8").splitlines())
+    }
+
+
+@pytest.mark.parametrize("name", ["chunks.json", "chunks.jsonl"])
+def test_a_list_and_lines_become_chunks_with_their_audio_and_main_terms(tmp_path, write_wav, name):
+    wav = write_wav("a.wav", seconds=1.0, rate=8000)
+    entries = [
+        entry(terms=["Big-Apple", "ohm"]),
+        entry("POD1_S0002", terms=[]),
+        entry("x", recording_id="r9", speaker_id="eve", term_chunk_audio=str(wav)),
+    ]
+    chunks = packed(tmp_path, deal(tmp_path, entries, name))
+    assert sorted(chunks) == ["POD1_S0001-f00000000", "POD1_S0002-f00000001", "x-f00000002"]
+    first, second, third = (chunks[name] for name in sorted(chunks))
+    assert (first["term"], first["main_term"], first["other_terms"]) == ("big apple", "new york", ["ohm"])
+    assert first["touched_terms"] == ["new york", "ohm", "volt"]
+    assert (first["recording_id"], first["speaker_id"], first["text"]) == ("POD1", "POD1", "the ohm is a unit")
+    assert (first["start_s"], first["term_end_s"]) == (3.0, 3.6)
+    assert np.abs(decode_audio(first["audio"]["bytes"]) - read_audio(wav)).max() <= 1 / 32768
+    assert (second["has_term"], second["main_term"], second["term_start_s"]) == (False, None, None)
+    assert (third["recording_id"], third["speaker_id"]) == ("r9", "eve")
+    summary = read_json(tmp_path / "manifest.json")
+    assert (summary["kept"], summary["without_speaker"]) == (3, 2)
+
+
+def test_chunks_of_a_recording_share_a_shard(tmp_path):
+    entries = [entry(f"POD{number % 7}_S{number:04d}") for number in range(70)]
+    outputs = deal(tmp_path, entries, shards=3)
+    homes = {}
+    for name, path in outputs.items():
+        for row in iterate_rows(path):
+            homes.setdefault(row["recording_id"], set()).add(name)
+    assert len(homes) == 7
+    assert all(len(found) == 1 for found in homes.values())
+    assert sum(table_counts(path)["kept"] for path in outputs.values()) == 70
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ("text", "broken_entry"), (entry("s", term_chunk_audio=None), "broken_entry"),
+        (entry("s", term_chunk_text=3), "broken_entry"), (entry("s", terms=[1]), "broken_entry"),
+        (entry("../evil"), "bad_id"), (entry("s", speaker_id="a b"), "bad_id"), (entry(7), "bad_id"),
+        (entry("s", term_start_time="now"), "bad_time"), (entry("s", term_start_time=2.0), "bad_time"),
+        (entry("s", term_end_time=3.1), "bad_time"), (entry("s", extended_end_time=None), "bad_time"),
+    ],
+)  # fmt: skip
+def test_a_bad_entry_is_rejected_with_its_place(tmp_path, bad, reason):
+    deal(tmp_path, [entry(), bad, entry("POD2_S1")])
+    [(found, detail)] = rejected_rows(tmp_path / "manifest.json").values()
+    assert found == reason
+    assert detail.startswith(f"{tmp_path / 'chunks.json'}, entry 2: ")
+
+
+def test_bad_audio_and_unknown_terms_are_rejected_when_chunks_are_packed(tmp_path, write_wav):
+    write_wav("a.wav", seconds=1.0)
+    write_wav("long.wav", seconds=1.2)
+    write_wav("nan.wav", samples=np.full(16_000, np.nan), subtype="FLOAT")
+    entries = [
+        entry("ok"), entry("term", terms=["henry"]), entry("gone", term_chunk_audio="gone.wav"),
+        entry("long", term_chunk_audio="long.wav"), entry("nan", term_chunk_audio="nan.wav"),
+    ]  # fmt: skip
+    outputs = deal(tmp_path, entries)
+    assert [row["segment_id"] for row in packed(tmp_path, outputs).values()] == ["ok"]
+    found = rejected_rows(*(tmp_path / f"chunks/{name}.parquet" for name in outputs))
+    assert {name.split("-")[0]: reason for name, (reason, _) in found.items()} == {
+        "term": "unknown_term", "gone": "unreadable_audio", "long": "wrong_duration", "nan": "not_finite",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"segment_id": "a"', "not a JSON list after entry 0"), ('{"a": 1}', "holds no list of entries"),
+        ("[]", "holds no list of entries"), ("", "not a JSON list"), ("[1, \udc80]", "not a JSON list after entry 1"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_list_is_refused(tmp_path, content, message):
+    path = tmp_path / "chunks.json"
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match=message):
+        deal_entries(
+            [path], {"0000": tmp_path / "0.parquet"}, tmp_path / "m.json", recording_pattern=None,
+            max_rejected_fraction=1.0,
+        )  # fmt: skip
+
+
+def test_half_of_the_entries_bad_fails_the_stage(tmp_path):
+    with pytest.raises(TooManyRejectedError, match="2 of 4 entries"):
+        deal(tmp_path, [entry(), "bad", "bad", entry("POD2_S1")], allowed=0.1)
+
+
+@pytest.mark.parametrize("pattern", ["(", "POD"])
+def test_a_pattern_that_cannot_work_is_refused(tmp_path, pattern):
+    with pytest.raises(InputError, match=r"chunks\.recording_pattern"):
+        deal(tmp_path, [entry()], pattern=pattern)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_arbitrary_bytes_give_rejected_rows_or_one_sentence(tmp_path, data):
+    for name in ("fuzz.json", "fuzz.jsonl"):
+        (tmp_path / name).write_bytes(data)
+        try:
+            deal_entries(
+                [tmp_path / name], {"0000": tmp_path / "0.parquet"}, tmp_path / "m.json", recording_pattern=None,
+                max_rejected_fraction=1.0,
+            )  # fmt: skip
+        except InputError as error:
+            assert str(tmp_path / name) in str(error)

@@ -23,7 +23,8 @@ def write_funnel(
 ) -> None:
     """Write funnel.json: {steps: [{step, unit, input, kept, rejected, reasons}], chunks, splits, without_speaker}.
 
-    `corpus` and `alignments` are empty where the chunks came from a file. EarmarkError where a step's kept + rejected is not its input, or its input is not what the step before kept.
+    `corpus` and `alignments` are empty where the chunks came from a file. EarmarkError where a step's kept + rejected
+    is not its input, or its input is not what the step before kept.
     """
     manifest = read_json(manifest_counts)
     tables = {"corpus": corpus, "align": alignments, "chunks": chunks, "splits": list(splits.values())}

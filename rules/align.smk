@@ -1,4 +1,4 @@
-# align: corpus/{shard}.parquet -> alignments/{shard}.parquet; scored where true word times are known
+# align: corpus/{shard}.parquet -> alignments/{shard}.parquet; summed up, and scored where true word times are known
 
 
 ALIGN = config["align"]
@@ -46,7 +46,7 @@ rule align_shard:
         LOGS / "benchmarks/align/{shard}.tsv"
     threads: ALIGN["threads"]
     resources:
-        **grows(mem_mb=1500, runtime_min=240),
+        **grows(mem_mb=4000 if ALIGN["backend"] == "mfa" else 1500, runtime_min=240),
     params:
         backend=ALIGN["backend"],
         settings=ALIGN_SETTINGS,
@@ -59,35 +59,29 @@ rule align_shard:
         "../workflow/scripts/align_shard.py"
 
 
-ALIGN_ACCURACY = (
-    [DATA / "evaluation/alignment.json"] if config["align"]["reference"] else []
-)
-
-if ALIGN_ACCURACY:
-
-    rule align_accuracy:
-        input:
-            alignments=sharded("alignments"),
-            corpus=sharded("corpus"),
-            reference=config["align"]["reference"],
-        output:
-            DATA / "evaluation/alignment.json",
-        log:
-            LOGS / "align_accuracy.log",
-        benchmark:
-            LOGS / "benchmarks/align_accuracy.tsv"
-        threads: 1
-        resources:
-            **grows(mem_mb=2000, runtime_min=30),
-        message:
-            "Scoring the alignment against known word times"
-        script:
-            "../workflow/scripts/align_accuracy.py"
+rule align_summary:
+    input:
+        alignments=sharded("alignments"),
+        corpus=sharded("corpus"),
+        reference=optional(ALIGN["reference"]),
+    output:
+        DATA / "evaluation/alignment.json",
+    log:
+        LOGS / "align_summary.log",
+    benchmark:
+        LOGS / "benchmarks/align_summary.tsv"
+    threads: 1
+    resources:
+        **grows(mem_mb=2000, runtime_min=60),
+    message:
+        "Summing up the alignment"
+    script:
+        "../workflow/scripts/align_summary.py"
 
 
 rule align:
     input:
         sharded("alignments"),
-        ALIGN_ACCURACY,
+        rules.align_summary.output,
     message:
         "Stage align is whole"

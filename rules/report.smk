@@ -5,7 +5,7 @@ rule report:
     input:
         funnel=rules.funnel.output,
         conflicts=rules.glossary.output.conflicts,
-        alignment=ALIGN_ACCURACY,
+        alignment=[] if CHUNKS["from_file"] else rules.align_summary.output,
         models=[DATA / "models" / backend for backend in BACKENDS],
         metrics=[DATA / "evaluation" / backend / "metrics.json" for backend in BACKENDS],
         predictions=[

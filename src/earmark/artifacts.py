@@ -255,6 +255,12 @@ class StageTable:
         if len(self._pending) >= self.rows_per_group:
             self._flush()
 
+    def keep_table(self, rows: pa.Table) -> None:
+        """Keep many rows at once, after those kept before."""
+        self._flush()
+        self._writer.write_table(rows, row_group_size=self.rows_per_group)
+        self.rejected.kept += rows.num_rows
+
     def reject(self, row_id: str, reason: str, detail: str) -> None:
         self.rejected.reject(row_id, reason, detail)
 

@@ -6,9 +6,15 @@ import re
 import unicodedata
 
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2019\u02bc\uff07\u00b4`", "'"))
-_VARIATION_SELECTORS = dict.fromkeys(range(0xFE00, 0xFE10))  # they choose a glyph and change no word
+# Variation selectors choose a glyph and change no word.
+_COMPOSED = _APOSTROPHES | dict.fromkeys([*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)])
 _NOT_LETTER = re.compile(r"[^\w\s']|_")
 _EDGES = re.compile(r"^\W+|'+$")
+# Han, Hiragana and Katakana with their iteration and prolonged sound marks, each with the marks set upon it.
+_CHARACTER = re.compile(
+    "[\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff"
+    "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U0001aff0-\U0001b16f\U00020000-\U000323af][\u302a-\u302f\u3099\u309a]*"
+)
 _ID = re.compile(r"\w[\w.@+=-]*")
 ID_MAX_BYTES = 200  # a file name holds 255, and chunk ids and suffixes come on top
 
@@ -17,11 +23,25 @@ def words(text: str) -> list[str]:
     """Split `text` into normalised words.
 
     Compatibility forms are folded (NFKC), case is folded, apostrophes are unified and kept inside a word only, every
-    other mark (hyphens too) separates words. Accents and vowel signs belong to the letter they follow.
+    other mark (hyphens too, and the full-width marks of Chinese) separates words. Accents and vowel signs belong to the
+    letter they follow.
+
+    Chinese and Japanese do not separate words, so each of their characters is a word here: Han, Hiragana and Katakana,
+    the prolonged sound mark and iteration marks too. Runs of other letters and digits beside them stay whole:
+    `iPhone手机2` is `iphone 手 机 2`.
     """
+    if text.isascii():  # nothing to fold but case
+        return _split(text.replace("`", "'").lower())
     folded = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).casefold()
-    composed = unicodedata.normalize("NFKC", folded).translate(_APOSTROPHES | _VARIATION_SELECTORS)
-    return [word for part in _NOT_LETTER.sub(_separator, composed).split() if (word := _EDGES.sub("", part))]
+    composed = unicodedata.normalize("NFKC", folded).translate(_COMPOSED)
+    return _split(composed)
+
+
+def _split(folded: str) -> list[str]:
+    spaced = _NOT_LETTER.sub(_separator, folded)
+    if not spaced.isascii():
+        spaced = _CHARACTER.sub(r" \g<0> ", spaced)
+    return [word for part in spaced.split() if (word := _EDGES.sub("", part))]
 
 
 def _separator(match: re.Match[str]) -> str:

@@ -148,6 +148,19 @@ def test_rows_leave_memory_group_by_group(tmp_path):
     assert [row["id"] for row in iterate_rows(path, batch_size=7)] == [str(number) for number in range(35)]
 
 
+def test_rows_kept_as_a_table_stand_between_those_kept_one_by_one(tmp_path):
+    path = tmp_path / "x.parquet"
+    with stage(path, rows_per_group=10) as table:
+        table.rejected.input = 27
+        table.keep({"id": "first", "value": 0.0})
+        table.keep_table(pa.table({"id": [str(number) for number in range(25)], "value": [0.5] * 25}, schema=SCHEMA))
+        table.keep({"id": "last", "value": 1.0})
+    assert [row["id"] for row in iterate_rows(path)] == ["first", *map(str, range(25)), "last"]
+    metadata = pq.read_metadata(path)
+    assert max(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)) == 10
+    assert table_counts(path)["kept"] == 27
+
+
 def test_a_writer_killed_by_sigkill_leaves_no_artifact_and_the_next_one_cleans_up(tmp_path):
     path = tmp_path / "x.parquet"
     code = f"""

@@ -27,6 +27,44 @@ def test_words_are_folded_and_split(text, expected):
     assert words(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("今天天气很好", "今 天 天 气 很 好"),
+        ("iPhone手机2", "iphone 手 机 2"),
+        ("我用GPT-4写了3篇", "我 用 gpt 4 写 了 3 篇"),
+        ("今天，天气《很好》。“是吗？”、…！（是）", "今 天 天 气 很 好 是 吗 是"),
+        ("３６５天", "365 天"),
+        ("二〇二六年", "二 〇 二 六 年"),
+        ("東京タワーへ", "東 京 タ ワ ー へ"),
+        ("ｺｰﾋｰ・ｶﾞﾑ", "コ ー ヒ ー ガ ム"),
+        ("人々と時々〻いすゞ", "人 々 と 時 々 〻 い す ゞ"),
+        ("葛\U000e0100飾", "葛 飾"),
+        ("あ\u3099い", "あ\u3099 い"),
+        ("𠮷野家", "𠮷 野 家"),
+        ("한국어 낱말", "한국어 낱말"),
+        ("don't说’不’", "don't 说 不"),
+    ],
+)
+def test_each_chinese_or_japanese_character_is_a_word_and_other_runs_stay_whole(text, expected):
+    assert normalise(text) == expected
+
+
+@pytest.mark.parametrize("text", ["it`s O'CLOCK_now - 'tis", "a\x1cb\x00c\td", "don't''", "`"])
+def test_plain_ascii_is_split_as_the_same_text_beside_other_letters(text):
+    assert words(text) == words(text + " é")[:-1]
+
+
+@given(st.text(st.characters(codec="ascii")))
+def test_no_ascii_text_is_split_otherwise_than_beside_other_letters(text):
+    assert words(text) == words(text + " é")[:-1]
+
+
+@given(st.text("手机々ーガが゙\U000e0100\ufe00aé1'-，。 〇𠮷\u302a한"))
+def test_normalising_chinese_and_japanese_twice_changes_nothing(text):
+    assert normalise(normalise(text)) == normalise(text)
+
+
 @pytest.mark.parametrize("word", ["हिन्दी", "i̇stanbul", "ΐ", "q̃uod"])
 def test_vowel_signs_and_accents_do_not_split_a_word(word):
     assert len(words(word)) == 1

@@ -33,7 +33,10 @@ def small_config(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return {
         "run": "small",
         "corpus": {"manifest": str(manifest), "audio_root": str(demo), "shards": 2},
-        "align": {"lexicon": str(demo / "lexicon.txt"), "reference": str(demo / "word_times.parquet")},
+        "align": {
+            "embedded": {"lexicon": str(demo / "lexicon.txt")},
+            "reference": str(demo / "word_times.parquet"),
+        },
         "glossary": {
             "terms": [str(demo / "glossary_filtered.json")],
             "aliases": [str(demo / "alt2main.json")],

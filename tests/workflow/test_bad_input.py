@@ -41,7 +41,7 @@ def workplace(tmp_path, demo, demo_rows):
         "run": "bad",
         "max_rejected_fraction": 0.4,
         "corpus": {"manifest": "inputs/manifest.tsv", "shards": 2},
-        "align": {"lexicon": str(demo / "lexicon.txt"), "reference": None, "threads": 1},
+        "align": {"embedded": {"lexicon": str(demo / "lexicon.txt")}, "reference": None, "threads": 1},
         "glossary": {
             "terms": [str(demo / "glossary_filtered.json")],
             "aliases": [str(demo / "alt2main.json")],

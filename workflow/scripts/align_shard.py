@@ -14,7 +14,7 @@ if __name__ == "__main__":
             threads=snakemake.threads,
             seed=params.seed,
             textgrids=Path(given.textgrids) if given.textgrids else None,
-            keep=Path(written.textgrids) if "textgrids" in written.keys() else None,
+            keep=Path(written.textgrids) if hasattr(written, "textgrids") else None,
         )
         align_shard(
             Path(given.corpus),

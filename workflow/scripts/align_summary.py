@@ -1,12 +1,12 @@
 from pathlib import Path
 
-from earmark.alignment.accuracy import score_alignments
+from earmark.alignment.summary import write_summary
 from earmark.logs import job_log
 
 with job_log(snakemake.log[0]):
-    score_alignments(
+    write_summary(
         [Path(path) for path in snakemake.input.alignments],
         [Path(path) for path in snakemake.input.corpus],
-        Path(snakemake.input.reference),
+        Path(snakemake.input.reference) if snakemake.input.reference else None,
         Path(snakemake.output[0]),
     )

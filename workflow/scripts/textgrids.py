@@ -1,7 +1,6 @@
 from pathlib import Path
 
 from earmark.alignment.textgrid_files import pack_textgrids
-
 from earmark.logs import job_log
 
 with job_log(snakemake.log[0]):

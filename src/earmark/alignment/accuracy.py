@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from earmark.artifacts import iterate_rows, read_table, write_json
+from earmark.artifacts import iterate_rows, read_table
 from earmark.errors import InputError
 
 WITHIN_MS = (20, 50, 100)
 
 
-def score_alignments(alignments: list[Path], corpus: list[Path], reference: Path, output: Path) -> None:
-    """Write alignment.json: errors of word starts and ends, over all and per speaker.
+def score_alignments(alignments: list[Path], corpus: list[Path], reference: Path) -> dict[str, Any]:
+    """Errors of word starts and ends against known ones: {segments_…, all, by_speaker} of `boundary_figures`.
 
     `reference` is a Parquet table of segment_id and words: list of {word, start_s, end_s}. A segment is compared only
     where both sides hold the same words; how many were not is reported.
@@ -46,15 +46,15 @@ def score_alignments(alignments: list[Path], corpus: list[Path], reference: Path
                 speaker += [found["start_s"] - right["start_s"], found["end_s"] - right["end_s"]]
     if not compared:
         raise InputError(f"{reference}: shares no segment with the alignments; set align.reference to null")
-    result = {
+    figures = {
         "segments_compared": compared,
         "segments_without_reference": unknown,
         "segments_with_other_words": differing,
         "all": boundary_figures([error for speaker in errors.values() for error in speaker]),
         "by_speaker": {speaker: boundary_figures(errors[speaker]) for speaker in sorted(errors)},
     }
-    write_json(output, result)
-    logging.info("%d segments: %s", compared, result["all"])
+    logging.info("%d segments: %s", compared, figures["all"])
+    return figures
 
 
 def boundary_figures(errors_s: list[float]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +19,19 @@ from earmark.text import normalise
 PAD_S = 0.25  # silence on both sides: the search needs room to enter and leave the first and last word
 DITHER = 1e-3  # white noise added: digital silence gives features that no model state fits
 FRAMES_PER_S = 100
+# Of CMU, without stress; PocketSphinx's own for silence and noise belong to no word.
+PHONEMES = frozenset({
+    "AA", "AE", "AH", "AO", "AW", "AY", "B", "CH", "D", "DH", "EH", "ER", "EY", "F", "G", "HH", "IH", "IY", "JH", "K",
+    "L", "M", "N", "NG", "OW", "OY", "P", "R", "S", "SH", "T", "TH", "UH", "UW", "V", "W", "Y", "Z", "ZH",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenWord:
+    """A word with its time, and with that of its pronunciations (CMU phonemes) that fits the audio best."""
+
+    interval: WordInterval
+    phonemes: list[str]
 
 
 class PocketSphinxAligner:
@@ -38,7 +53,7 @@ class PocketSphinxAligner:
         try:
             lines = lexicon.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{lexicon}: cannot be read ({error}); set align.lexicon") from None
+            raise InputError(f"{lexicon}: cannot be read ({error}); set align.embedded.lexicon") from None
         for number, line in enumerate(lines, start=1):
             if not line.strip() or line.startswith("#"):
                 continue
@@ -53,19 +68,23 @@ class PocketSphinxAligner:
             while self._decoder.lookup_word(spelling) is not None:
                 count += 1
                 spelling = f"{word}({count})"
-            try:
-                self._decoder.add_word(spelling, " ".join(phonemes), True)
-            except RuntimeError as error:
+            if wrong := [phoneme for phoneme in phonemes if phoneme not in PHONEMES]:
                 raise InputError(
-                    f"{lexicon}:{number}: {word!r} cannot be added ({error}); use the CMU phonemes without stress"
-                ) from None
+                    f"{lexicon}:{number}: {word!r} is pronounced with {wrong[0]!r}; use the CMU phonemes without stress"
+                )
+            self.add_word(spelling, phonemes)
 
-    def unknown_words(self, words: list[str]) -> list[str]:
-        """Those of `words` that have no pronunciation."""
-        return sorted({word for word in words if self._decoder.lookup_word(word) is None})
+    def pronunciation(self, word: str) -> list[str] | None:
+        """The phonemes of `word` in its first pronunciation, or None if it is unknown."""
+        phonemes = self._decoder.lookup_word(word)
+        return phonemes.split() if phonemes else None
 
-    def align(self, samples: np.ndarray, words: list[str]) -> list[WordInterval]:
-        """Word intervals of samples[n] (16 kHz), or an empty list where the search found no path.
+    def add_word(self, word: str, phonemes: Sequence[str]) -> None:
+        """Make an unknown word known, in PHONEMES."""
+        self._decoder.add_word(word, " ".join(phonemes), False)
+
+    def align(self, samples: np.ndarray, words: Sequence[str]) -> list[SpokenWord]:
+        """The words of samples[n] (16 kHz), or an empty list where the search found no path.
 
         The words returned may differ from `words` (PocketSphinx gives short results without an error): compare them.
         """
@@ -83,10 +102,13 @@ class PocketSphinxAligner:
         if self._decoder.hyp() is None:
             return []
         return [
-            WordInterval(
-                segment.word.split("(")[0],
-                segment.start_frame / FRAMES_PER_S - PAD_S,
-                (segment.end_frame + 1) / FRAMES_PER_S - PAD_S,
+            SpokenWord(
+                WordInterval(
+                    segment.word.split("(")[0],
+                    segment.start_frame / FRAMES_PER_S - PAD_S,
+                    (segment.end_frame + 1) / FRAMES_PER_S - PAD_S,
+                ),
+                self._decoder.lookup_word(segment.word).split(),
             )
             for segment in self._decoder.seg()
             if not segment.word.startswith(("<", "[", "+"))

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
 from earmark.corpus.records import EntryError
 from earmark.errors import InputError
 
+_BLANKS = re.compile(r"[ \t]+")
+LONGEST_LINE_BYTES = 2**24  # a longer one is another kind of file, and would be held in memory as a whole
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line) of every line that is not blank; `.gz` files are decompressed.
+
+@contextmanager
+def opened(path: Path) -> Iterator[BufferedIOBase]:
+    """The bytes of a file; `.gz` is decompressed.
 
     InputError if the file is missing, unreadable, or a gzip file that breaks off.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+            yield file
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file; set corpus.manifest") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -29,12 +36,35 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); set corpus.manifest") from None
 
 
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, line) of every line that is not blank.
+
+    InputError as `opened`, and for a line of more than LONGEST_LINE_BYTES.
+    """
+    with opened(path) as file:
+        lines = iter(lambda: file.readline(LONGEST_LINE_BYTES + 1), b"")
+        for number, line in enumerate(lines, start=1):
+            if len(line) > LONGEST_LINE_BYTES:
+                raise InputError(
+                    f"{path}:{number}: the line is longer than {LONGEST_LINE_BYTES >> 20} MiB, so this is no file of "
+                    "one entry a line; set corpus.format to what it is"
+                )
+            if line.strip():
+                yield number, line
+
+
 def decoded(line: bytes) -> str:
     """The line as text, without its end. EntryError not_utf8."""
     try:
         return line.decode("utf-8").removeprefix("\ufeff").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise EntryError("not_utf8", f"byte {error.start} of the line is not UTF-8") from None
+
+
+def id_and_rest(line: bytes) -> tuple[str, str]:
+    """The first word of a line, and what follows the blanks or tabs behind it or "". EntryError not_utf8."""
+    identifier, *rest = _BLANKS.split(decoded(line).strip(" \t"), maxsplit=1)
+    return identifier, rest[0] if rest else ""
 
 
 def json_object(line: str) -> dict[str, Any]:
@@ -53,5 +83,5 @@ def scalar_text(name: str, value: Any) -> str:
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise EntryError("broken_line", f"{name} is a {type(value).__name__}; expected text or a number")
     if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-        raise EntryError("not_utf8", f"{name} holds half of a surrogate pair (\\ud800 to \\udfff)")
+        raise EntryError("not_utf8", f"{name} holds bytes that are not UTF-8, or half of a surrogate pair")
     return str(value)

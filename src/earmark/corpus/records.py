@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path, PurePath
 
@@ -101,6 +102,7 @@ def _segment(entry: Entry, root: Path, language: str) -> Segment:
         raise EntryError(*problem)
     if not (spoken := text.normalise(without_punctuation_tags(entry.text))):
         raise EntryError("no_text", "the text holds no word")
+    audio_path = _absolute(root, entry.audio)
     recording_id = entry.recording_id or recording_id_of(entry.audio)
     offset_s = _seconds("offset_s", entry.offset_s)
     duration_s = _seconds("duration_s", entry.duration_s)
@@ -110,7 +112,7 @@ def _segment(entry: Entry, root: Path, language: str) -> Segment:
         segment_id=entry.segment_id,
         recording_id=recording_id,
         speaker_id=entry.speaker_id or recording_id,
-        audio_path=str(root / entry.audio),
+        audio_path=audio_path,
         audio_row=entry.audio_row,
         channel=_channel(entry.channel),
         offset_s=offset_s or 0.0,
@@ -123,6 +125,7 @@ def _segment(entry: Entry, root: Path, language: str) -> Segment:
     )
 
 
+@lru_cache  # segments of one recording mostly follow each other
 def recording_id_of(audio: str) -> str:
     """The id of a recording that the corpus names by its audio path alone; the suffix does not count.
 
@@ -140,6 +143,26 @@ def recording_id_of(audio: str) -> str:
     stem = re.sub(r"[^\w.@+=-]", "-", path.stem).lstrip(".@+=-") or "recording"
     room = text.ID_MAX_BYTES - len(digest) - 1
     return f"{stem.encode()[:room].decode(errors='ignore')}-{digest}"
+
+
+def duration_between(start_s: float | str, end_s: float | str) -> float:
+    """Seconds from `start_s` to `end_s`, numbers or their spelling. EntryError bad_time, also if they are reversed."""
+    start, end = _seconds("start", start_s), _seconds("end", end_s)
+    if start is None or end is None:
+        raise EntryError("bad_time", "the start or the end is not stated")
+    if end <= start:
+        raise EntryError("bad_time", f"the end {end_s} is not after the start {start_s}")
+    return round(end - start, 9)  # 167.52 - 159.0 is 8.52 to a reader of the table too
+
+
+@lru_cache
+def _absolute(root: Path, audio: str) -> str:
+    path = str(root / audio)
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise EntryError("missing_audio", f"the audio path {path!r} is not UTF-8; rename the file or folder") from None
+    return path
 
 
 def _seconds(name: str, value: float | str | None) -> float | None:

@@ -16,7 +16,7 @@ _TAG = re.compile(r"<[^<>\s]{1,40}>")
 
 def without_punctuation_tags(text: str) -> str:
     """`text` with GigaSpeech's punctuation tags as the blanks they are to a listener."""
-    return _PUNCTUATION.sub(" ", text)
+    return _PUNCTUATION.sub(" ", text) if "<" in text else text
 
 
 def transcript_problem(text: str) -> tuple[str, str] | None:
@@ -25,6 +25,8 @@ def transcript_problem(text: str) -> tuple[str, str] | None:
     garbage_tag: one of GARBAGE_TAGS. unknown_tag: anything else in angle brackets, such as <unk>, which would be taken
     for a word.
     """
+    if "<" not in text:
+        return None
     if found := _GARBAGE.search(text):
         return "garbage_tag", f"the text holds {found[0]}: no transcribed speech"
     if found := _TAG.search(_PUNCTUATION.sub(" ", text)):

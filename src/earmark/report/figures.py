@@ -16,7 +16,7 @@ RECALL_AT = (1, 5, 10, 20)
 
 @dataclass(frozen=True)
 class RunFigures:
-    """A run's measured figures; `alignment` is None where no true word times were known."""
+    """A run's measured figures. `alignment` is None where the chunks came from a file."""
 
     folder: Path
     funnel: dict[str, Any]
@@ -39,7 +39,7 @@ def read_figures(folder: Path, config: dict[str, Any]) -> RunFigures:
     return RunFigures(
         folder=folder,
         funnel=read_json(folder / "funnel.json"),
-        alignment=read_json(folder / "evaluation/alignment.json") if config["align"]["reference"] else None,
+        alignment=None if config["chunks"]["from_file"] else read_json(folder / "evaluation/alignment.json"),
         metrics={backend: read_json(folder / "evaluation" / backend / "metrics.json") for backend in backends},
         losses={backend: _read_lines(folder / "models" / backend / "train_metrics.jsonl") for backend in backends},
         audits={backend: read_json(folder / "models" / backend / "audit.json") for backend in backends},
@@ -52,8 +52,8 @@ def print_figures(folder: Path) -> None:
         raise InputError(f"{folder}: holds no finished run (no config.json); run the stage report first")
     figures = read_figures(folder, read_json(folder / "config.json"))
     print(f"\n{folder.name}: {_funnel_sentence(figures.funnel)}")
-    if figures.alignment:
-        every = figures.alignment["all"]
+    if figures.alignment and (accuracy := figures.alignment["accuracy"]):
+        every = accuracy["all"]
         print(
             f"alignment: {every['within_50_ms']:.1%} of {every['boundaries']:,} word boundaries within 50 ms, "
             f"median {every['median_ms']:.0f} ms"

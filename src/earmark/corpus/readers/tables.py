@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,23 @@ REQUIRED = ("segment_id", "audio", "text")
 
 def read_tsv(manifest: Path, *, columns: Mapping[str, str]) -> Iterator[Entry | BadEntry]:
     """Entries of a tab-separated file whose first line names the columns. InputError if a required one is missing."""
+    for row in tsv_rows(manifest, accepted_spellings(columns), REQUIRED):
+        if isinstance(row, BadEntry):
+            yield row
+        else:
+            source, cells = row
+            fields: dict[str, Any] = cells
+            yield Entry(source, **fields)
+
+
+def tsv_rows(
+    manifest: Path, spellings_of: Mapping[str, Sequence[str]], required: Collection[str]
+) -> Iterator[tuple[str, dict[str, str]] | BadEntry]:
+    """(`file:line`, column -> cell) of every line below the header, for the columns that `spellings_of` names.
+
+    Of several spellings in the header the first in `spellings_of` counts. InputError for a header that cannot be read,
+    lacks a `required` column, or names one twice.
+    """
     lines = numbered_lines(manifest)
     try:
         header = decoded(next(lines)[1]).split("\t")
@@ -35,15 +52,17 @@ def read_tsv(manifest: Path, *, columns: Mapping[str, str]) -> Iterator[Entry | 
         raise InputError(f"{manifest}: the manifest is empty; expected a header line and one segment a line") from None
     except EntryError as error:
         raise InputError(f"{manifest}:1: {error.detail}; save the manifest as UTF-8") from None
-    positions = {
-        name: header.index(spelling)
-        for name, spellings in accepted_spellings(columns).items()
-        for spelling in spellings[::-1]
-        if spelling in header
+    found = {
+        name: next((spelling for spelling in spellings if spelling in header), None)
+        for name, spellings in spellings_of.items()
     }
-    missing = [" or ".join(accepted_spellings(columns)[name]) for name in REQUIRED if name not in positions]
-    if missing:
-        raise InputError(f"{manifest}:1: the header lacks the column {', '.join(missing)}; it has: {', '.join(header)}")
+    if missing := [" or ".join(spellings_of[name]) for name in required if found[name] is None]:
+        raise InputError(
+            f"{manifest}:1: the header lacks the column {', '.join(missing)}; it has: {', '.join(header)[:400]}"
+        )
+    if twice := [spelling for spelling in found.values() if spelling and header.count(spelling) > 1]:
+        raise InputError(f"{manifest}:1: the header names the column {twice[0]} twice; take one out")
+    positions = [(name, header.index(spelling)) for name, spelling in found.items() if spelling is not None]
     for number, line in lines:
         source = f"{manifest}:{number}"
         try:
@@ -53,8 +72,7 @@ def read_tsv(manifest: Path, *, columns: Mapping[str, str]) -> Iterator[Entry | 
         except EntryError as error:
             yield error.at(source)
             continue
-        fields: dict[str, Any] = {name: cells[position] for name, position in positions.items()}
-        yield Entry(source, **fields)
+        yield source, {name: cells[position] for name, position in positions}
 
 
 def read_jsonl(manifest: Path, *, columns: Mapping[str, str]) -> Iterator[Entry | BadEntry]:

@@ -52,7 +52,7 @@ ALIGNMENTS = pa.schema(
         ("segment_id", pa.string()),
         ("aligner", pa.string()),
         ("status", pa.string()),  # aligned | words_differ (by no more than align.max_differing_words)
-        ("quality", pa.float64()),  # mean score of the words; null where they have none
+        ("quality", pa.float64()),  # log-probability a phoneme, of the whole segment; null where it is not scored
         ("words", pa.list_(WORD)),  # start_s, end_s from the segment's start
     ]
 )
@@ -188,7 +188,7 @@ class RejectedRows:
         self.reasons: Counter[str] = Counter()
         self._first: dict[str, str] = {}  # reason -> its first row, in words
         # A lone surrogate becomes \udXXX, which is how JSON writes it.
-        self._rows = tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace")
+        self._rows = tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 (closed by `close`)
 
     @property
     def rejected(self) -> int:

@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from earmark.errors import AudioError, InputError
 WORD_S = 0.5
 SETTINGS = {
     "context_s": 0.6, "min_term_s": 0.06, "max_term_s": 1.2, "no_term_ratio": 1.0, "seed": 1,
+    "context_jitter_s": 0.0, "max_no_term_per_recording": None,
     "max_rejected_fraction": 0.9,
 }  # fmt: skip
 TEXTS = {
@@ -179,3 +181,20 @@ def test_an_ambiguous_alias_makes_no_chunk_and_stays_out_of_no_term_chunks(shard
     free = [row for row in chunks.values() if not row["has_term"]]
     assert free
     assert all("x" not in row["text"].split() for row in free)
+
+
+def test_a_recording_gives_no_more_no_term_chunks_than_asked_for(shard):
+    free = [row for row in cut(shard, no_term_ratio=5.0).values() if not row["has_term"]]
+    assert max(Counter(row["recording_id"] for row in free).values()) == 2
+    free = [row for row in cut(shard, no_term_ratio=5.0, max_no_term_per_recording=1).values() if not row["has_term"]]
+    assert max(Counter(row["recording_id"] for row in free).values()) == 1
+
+
+def test_jitter_changes_the_context_and_never_the_term(shard):
+    still, moved = cut(shard), cut(shard, context_jitter_s=0.3)
+    names = [name for name, row in still.items() if row["has_term"]]
+    assert [(moved[name]["term_start_s"], moved[name]["term_end_s"]) for name in names] == [
+        (still[name]["term_start_s"], still[name]["term_end_s"]) for name in names
+    ]
+    assert any(moved[name]["start_s"] != still[name]["start_s"] for name in names)
+    assert cut(shard, context_jitter_s=0.3) == moved

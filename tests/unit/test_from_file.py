@@ -92,7 +92,8 @@ def test_chunks_of_a_recording_share_a_shard(tmp_path):
     ("bad", "reason"),
     [
         ("text", "broken_entry"), (entry("s", term_chunk_audio=None), "broken_entry"),
-        (entry("s", term_chunk_text=3), "broken_entry"), (entry("s", terms=[1]), "broken_entry"),
+        (entry("s", term_chunk_text=3), "broken_entry"), (entry("s", terms=["\udc80"]), "broken_entry"),
+        (entry("s", terms=[1]), "broken_entry"),
         (entry("../evil"), "bad_id"), (entry("s", speaker_id="a b"), "bad_id"), (entry(7), "bad_id"),
         (entry("s", term_start_time="now"), "bad_time"), (entry("s", term_start_time=2.0), "bad_time"),
         (entry("s", term_end_time=3.1), "bad_time"), (entry("s", extended_end_time=None), "bad_time"),
@@ -124,13 +125,13 @@ def test_bad_audio_and_unknown_terms_are_rejected_when_chunks_are_packed(tmp_pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('[{"segment_id": "a"', "not a JSON list after entry 0"), ('{"a": 1}', "holds no list of entries"),
-        ("[]", "holds no list of entries"), ("", "not a JSON list"), ("[1, \udc80]", "not a JSON list after entry 1"),
+        ('[{"segment_id": "a"', "not whole JSON"), ('{"a": 1}', "not whole JSON"), ("[]", "no entry"),
+        ("", "not whole JSON"), ("[1, nope]", "not whole JSON"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_list_is_refused(tmp_path, content, message):
     path = tmp_path / "chunks.json"
-    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    path.write_text(content)
     with pytest.raises(InputError, match=message):
         deal_entries(
             [path], {"0000": tmp_path / "0.parquet"}, tmp_path / "m.json", recording_pattern=None,

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from earmark.chunks import plan
 from earmark.chunks.mentions import MentionFinder
-from earmark.chunks.plan import free_gaps, no_term_chunk, no_term_lengths, segment_random, timed
+from earmark.chunks.plan import free_gaps, no_term_chunk, no_term_lengths, random_of, timed
 
 SURFACES = {"big apple": "new york", "new york": "new york", "ohm": "ohm", "volt": "volt"}
 FINDER = MentionFinder(SURFACES)
@@ -32,7 +32,7 @@ def occurrences(words):
 
 
 def term_chunk(term, terms, words, duration_s, context_s):
-    return plan.term_chunk(term, terms, occurrences(words), words, duration_s, context_s)
+    return plan.term_chunk(term, terms, occurrences(words), words, duration_s, (context_s, context_s))
 
 
 @st.composite
@@ -102,7 +102,7 @@ def test_a_chunk_names_the_terms_it_touches_whole_or_in_part_nested_ones_too():
     words = spoken("new york times x ohm")
     mentions = timed(finder.find([word["word"] for word in words]), words)
     every = timed(finder.find_all([word["word"] for word in words]), words)
-    chunk = plan.term_chunk(mentions[0], mentions, every, words, 2.5, 0.6)  # ends 0.1 s inside "ohm"
+    chunk = plan.term_chunk(mentions[0], mentions, every, words, 2.5, (0.6, 0.6))  # ends 0.1 s inside "ohm"
     assert chunk.other_terms == ()
     assert chunk.touched_terms == ("new york", "new york times", "ohm")
 
@@ -164,8 +164,8 @@ def test_short_room_gives_fewer_no_term_chunks_not_shorter_ones():
 
 
 def test_a_segments_random_numbers_depend_on_seed_and_id_alone():
-    assert segment_random(1, "a").random() == segment_random(1, "a").random()
-    assert len({segment_random(seed, name).random() for seed in (1, 2) for name in ("a", "b")}) == 4
+    assert random_of(1, "a").random() == random_of(1, "a").random()
+    assert len({random_of(seed, name).random() for seed in (1, 2) for name in ("a", "b")}) == 4
 
 
 def test_no_gap_holds_a_word_whose_times_are_not_trusted():
@@ -178,3 +178,12 @@ def test_a_mention_is_trusted_when_all_its_words_are():
     words = spoken("big apple ohm")
     words[1]["trusted"] = False
     assert [(t.term, t.trusted) for t in occurrences(words)] == [("big apple", False), ("ohm", True)]
+
+
+def test_jitter_moves_both_sides_on_their_own_within_its_bounds():
+    drawn = [plan.jittered(0.5, 0.6, random_of(1, f"chunk{number}")) for number in range(200)]
+    assert all(0.0 <= side <= 1.1 for sides in drawn for side in sides)
+    assert min(before for before, _ in drawn) == 0.0
+    assert max(after for _, after in drawn) > 1.0
+    assert len({round(before - after, 6) for before, after in drawn}) > 150
+    assert plan.jittered(0.5, 0.0, random_of(1, "chunk")) == (0.5, 0.5)

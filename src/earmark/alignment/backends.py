@@ -14,8 +14,8 @@ def make_aligner(
 ) -> Aligner:
     """The aligner `backend` (embedded, mfa, textgrid) with its own part of the configuration.
 
-    `textgrids`: what pack_textgrids wrote for this shard (textgrid). `keep`: where to put this shard's TextGrids, packed
-    (mfa), or None. An aligner imports what it needs only when chosen.
+    `textgrids`: what pack_textgrids wrote for this shard (textgrid). `keep`: where to put this shard's TextGrids,
+    packed (mfa), or None. An aligner imports what it needs only when chosen.
     """
     if backend == "embedded":
         from earmark.alignment.embedded import EmbeddedAligner

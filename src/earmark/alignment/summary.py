@@ -19,8 +19,8 @@ QUANTILES = {"p05": 0.05, "median": 0.5, "p95": 0.95}
 def write_summary(alignments: list[Path], corpus: list[Path], reference: Path | None, output: Path) -> None:
     """Write alignment.json: {aligners, segments, words, untrusted_words, words_differ, quality, accuracy}.
 
-    `aligners`: segments by the name of their aligner. `words_differ`: segments that were kept with other words than their
-    transcript's. `quality`: quantiles over segments, null where the aligner scores none. `accuracy`: see
+    `aligners`: segments by the name of their aligner. `words_differ`: segments that were kept with other words than
+    their transcript's. `quality`: quantiles over segments, null where the aligner scores none. `accuracy`: see
     score_alignments, null where no word times are known.
     """
     aligners: Counter[str] = Counter()

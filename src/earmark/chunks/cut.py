@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,10 @@ from earmark.chunks.plan import (
     PlannedChunk,
     SpokenTerm,
     free_gaps,
+    jittered,
     no_term_chunk,
     no_term_lengths,
-    segment_random,
+    random_of,
     term_chunk,
     timed,
 )
@@ -44,17 +46,19 @@ def cut_chunks(
     output: Path,
     *,
     context_s: float,
+    context_jitter_s: float,
     min_term_s: float,
     max_term_s: float,
     no_term_ratio: float,
+    max_no_term_per_recording: int | None,
     seed: int,
     max_rejected_fraction: float,
 ) -> None:
     """Write the CHUNKS table of one shard.
 
-    A term chunk for every mention; then no-term chunks, at most one a segment, with the lengths that term chunks
-    have, up to `no_term_ratio` as many. Rejected (unit: planned chunks): term_too_short, term_too_long,
-    untrusted_times (the aligner did not know how the term, or a word beside it, is pronounced).
+    A term chunk for every mention; then no-term chunks, at most one a segment and `max_no_term_per_recording`, with
+    the lengths that term chunks have, up to `no_term_ratio` as many. Rejected (unit: planned chunks): term_too_short,
+    term_too_long, untrusted_times (the aligner did not know how the term, or a word beside it, is pronounced).
     """
     surfaces = {main: main for main in read_json(glossary)} | read_json(alt2main)
     finder, wider = MentionFinder(surfaces), MentionFinder(surfaces | read_json(ambiguous_aliases))
@@ -67,11 +71,17 @@ def cut_chunks(
             kept = plans[segment.row["segment_id"]] = []
             for number, term in enumerate(segment.terms):
                 table.rejected.input += 1
+                chunk_id = _chunk_id(segment, "t", number)
                 if problem := _times_problem(term, min_term_s, max_term_s):
-                    table.reject(_chunk_id(segment, "t", number), *problem)
-                else:
-                    kept.append(_term_chunk(segment, term, context_s))
-        _plan_no_term_chunks(segments, plans, no_term_ratio, seed)
+                    table.reject(chunk_id, *problem)
+                    continue
+                contexts = jittered(context_s, context_jitter_s, random_of(seed, chunk_id))
+                kept.append(
+                    term_chunk(
+                        term, segment.terms, segment.occurrences, segment.words, segment.row["duration_s"], contexts
+                    )
+                )
+        _plan_no_term_chunks(segments, plans, no_term_ratio, max_no_term_per_recording, seed)
         total = sum(map(len, plans.values()))
         for segment, chunk, flac in progress(_slices(segments, plans), total=total, unit="chunks"):
             if chunk.term is None:
@@ -106,14 +116,29 @@ def _aligned_segments(corpus: Path, alignments: Path, finder: MentionFinder, wid
 
 
 def _plan_no_term_chunks(
-    segments: list[_Segment], plans: dict[str, list[PlannedChunk]], ratio: float, seed: int
+    segments: list[_Segment],
+    plans: dict[str, list[PlannedChunk]],
+    ratio: float,
+    per_recording: int | None,
+    seed: int,
 ) -> None:
-    """Add at most one no-term chunk a segment; of the segments with room for a length, the lowest hash takes it."""
+    """Add at most one no-term chunk a segment; of the segments with room for a length, the lowest hash takes it.
+
+    With `per_recording`, only so many segments of a recording can take one: those with the most room.
+    """
     term_lengths = [chunk.duration_s for chunks in plans.values() for chunk in chunks]
     gaps = [free_gaps(segment.occurrences, segment.words, segment.row["duration_s"]) for segment in segments]
     rooms = [max((end - start for start, end in found), default=0.0) for found in gaps]
     by_room = sorted(range(len(segments)), key=lambda index: -rooms[index])
-    randoms = [segment_random(seed, segment.row["segment_id"]) for segment in segments]
+    if per_recording is not None:
+        used: Counter[str] = Counter()
+        for index in by_room:
+            recording_id = segments[index].row["recording_id"]
+            used[recording_id] += 1
+            if used[recording_id] > per_recording:
+                rooms[index] = 0.0
+        by_room.sort(key=lambda index: -rooms[index])
+    randoms = [random_of(seed, segment.row["segment_id"]) for segment in segments]
     candidates: list[tuple[float, int]] = []
     roomy = 0
     for length_s in no_term_lengths(term_lengths, rooms, ratio):
@@ -123,10 +148,6 @@ def _plan_no_term_chunks(
         index = heapq.heappop(candidates)[1]
         chunk = no_term_chunk(length_s, gaps[index], segments[index].words, randoms[index])
         plans[segments[index].row["segment_id"]].append(chunk)
-
-
-def _term_chunk(segment: _Segment, term: SpokenTerm, context_s: float) -> PlannedChunk:
-    return term_chunk(term, segment.terms, segment.occurrences, segment.words, segment.row["duration_s"], context_s)
 
 
 def _slices(

@@ -9,9 +9,8 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import ijson
 import numpy as np
 import orjson
 import pyarrow as pa
@@ -21,6 +20,8 @@ from earmark.artifacts import CHUNKS, RejectedRows, StageTable, iterate_rows, re
 from earmark.audio import SAMPLE_RATE, encode_flac, read_audio
 from earmark.chunks.mentions import MentionFinder
 from earmark.errors import AudioError, InputError
+from earmark.files import opened
+from earmark.json_items import list_items
 from earmark.logs import progress
 
 # A chunk as the file states it, before its audio is read; `source` is file:line, or file and the entry's number.
@@ -157,33 +158,21 @@ def pack_chunks(
 def _entries(files: list[Path]) -> Iterator[tuple[Path, str, Any]]:
     """(file, where in it, entry) of every entry; a line that is no JSON gives None."""
     for path in files:
-        try:
-            with path.open("rb") as file:
-                for where, entry in _lines(file) if path.suffix == ".jsonl" else _members(path, file):
-                    yield path, f"{path}{where}", entry
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}); set chunks.from_file") from None
+        if path.suffix == ".jsonl":
+            with opened(path) as file:
+                for number, line in enumerate(file, start=1):
+                    if not line.isspace():
+                        yield path, f"{path}:{number}", _parsed(line)
+        else:
+            for number, entry in enumerate(list_items(path), start=1):
+                yield path, f"{path}, entry {number}", entry
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(file, start=1):
-        if not line.isspace():
-            try:
-                entry = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                entry = None
-            yield f":{number}", entry
-
-
-def _members(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
-    number = 0
+def _parsed(line: bytes) -> Any:
     try:
-        for number, entry in enumerate(ijson.items(file, "item", use_float=True), start=1):
-            yield f", entry {number}", entry
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a JSON list after entry {number} ({error}); write the file again") from None
-    if number == 0:
-        raise InputError(f"{path}: holds no list of entries; expected the interchange file, or JSON lines as .jsonl")
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
 
 
 def _row(entry: Any, pattern: re.Pattern[str] | None) -> dict[str, Any]:
@@ -194,9 +183,9 @@ def _row(entry: Any, pattern: re.Pattern[str] | None) -> dict[str, Any]:
     )
     if not isinstance(audio, str) or not audio or "\0" in audio:
         raise _EntryError("broken_entry", f"term_chunk_audio is {audio!r:.80}; expected a path")
-    if not isinstance(spoken, str):
+    if not isinstance(spoken, str) or not _encodable(spoken + audio):
         raise _EntryError("broken_entry", f"term_chunk_text is {spoken!r:.80}; expected text")
-    if not isinstance(terms, list) or not all(isinstance(term, str) for term in terms):
+    if not isinstance(terms, list) or not all(isinstance(term, str) and _encodable(term) for term in terms):
         raise _EntryError(
             "broken_entry", f"term_chunk_audio_ground_truth_terms is {terms!r:.80}; expected a list of texts"
         )
@@ -212,6 +201,11 @@ def _row(entry: Any, pattern: re.Pattern[str] | None) -> dict[str, Any]:
         "terms": terms,
         **_times(entry),
     }
+
+
+def _encodable(value: str) -> bool:
+    """False where half of a surrogate pair stands: a byte that was not UTF-8, or an escape without its other half."""
+    return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _id(entry: dict[str, Any], name: str, default: str | None = None) -> str:

@@ -59,22 +59,28 @@ def term_chunk(
     occurrences: Sequence[SpokenTerm],
     words: Sequence[dict[str, Any]],
     duration_s: float,
-    context_s: float,
+    context_s: tuple[float, float],
 ) -> PlannedChunk:
-    """The slice of `context_s` on each side of `term`, kept inside the segment of `duration_s`.
+    """The slice of `context_s` before and after `term`, kept inside the segment of `duration_s`.
 
     Another of the segment's `terms` is heard in it where all words of that term stand in the slice's text.
     `occurrences` are those of all surfaces, nested in longer ones too: what the slice touches of them, even a part, is
     listed for the splits.
     """
-    start_s = max(0.0, term.start_s - context_s)
-    end_s = min(duration_s, term.end_s + context_s)
+    start_s = max(0.0, term.start_s - context_s[0])
+    end_s = min(duration_s, term.end_s + context_s[1])
     inside = _words_inside(words, start_s, end_s)
     heard = {t.main_term for t in terms if all(w in inside for w in _words_inside(words, t.start_s, t.end_s))}
     touched = {t.main_term for t in occurrences if t.start_s < end_s and t.end_s > start_s}
     return PlannedChunk(
         start_s, end_s, term, tuple(sorted(heard - {term.main_term})), tuple(sorted(touched)), _text(inside)
     )
+
+
+def jittered(context_s: float, jitter_s: float, random: np.random.Generator) -> tuple[float, float]:
+    """The context before and after a term, each drawn evenly from `context_s` plus or minus `jitter_s`, not below 0."""
+    before_s, after_s = context_s + random.uniform(-jitter_s, jitter_s, 2)
+    return max(0.0, before_s), max(0.0, after_s)
 
 
 def free_gaps(
@@ -136,9 +142,9 @@ def no_term_lengths(term_lengths_s: Sequence[float], room_s: Sequence[float], ra
     return lengths(most).tolist() if most else []
 
 
-def segment_random(seed: int, segment_id: str) -> np.random.Generator:
-    """A generator that depends on the seed and the segment alone: shards and order do not matter."""
-    digest = hashlib.blake2b(segment_id.encode(), digest_size=8).digest()
+def random_of(seed: int, name: str) -> np.random.Generator:
+    """A generator that depends on the seed and a segment's or chunk's id alone: shards and order do not matter."""
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return np.random.default_rng([seed, int.from_bytes(digest)])
 
 

@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
 from earmark.corpus.records import EntryError
 from earmark.errors import InputError
+from earmark.files import opened
 
 _BLANKS = re.compile(r"[ \t]+")
 LONGEST_LINE_BYTES = 2**24  # a longer one is another kind of file, and would be held in memory as a whole
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[BufferedIOBase]:
-    """The bytes of a file; `.gz` is decompressed.
-
-    InputError if the file is missing, unreadable, or a gzip file that breaks off.
-    """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield file
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file; set corpus.manifest") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: not a whole gzip file ({error}); copy or compress it again") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); set corpus.manifest") from None
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -82,6 +62,6 @@ def scalar_text(name: str, value: Any) -> str:
     """`value` of a JSON object as text. EntryError broken_line or not_utf8 where it is neither text nor a number."""
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise EntryError("broken_line", f"{name} is a {type(value).__name__}; expected text or a number")
-    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+    if isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise EntryError("not_utf8", f"{name} holds bytes that are not UTF-8, or half of a surrogate pair")
     return str(value)

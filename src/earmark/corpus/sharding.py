@@ -161,23 +161,30 @@ def _reject_repeats(segments: _Segments, spool: Spool, rejected: RejectedRows) -
     return keeps
 
 
-def _deal(segments: _Segments, keeps: np.ndarray, shards: int) -> np.ndarray:
-    """shard[n] of every segment that is kept."""
-    recordings = np.frombuffer(segments.recordings, np.uint64)[keeps]
+def _groups(segments: _Segments, keeps: np.ndarray, shards: int) -> np.ndarray:
+    """group[n], of 64 bits, of every segment that is kept: what is dealt to a shard as a whole."""
     group_of = np.frombuffer(segments.files, np.uint64)[keeps]
     file_rows = np.frombuffer(segments.file_rows, np.int64)[keeps]
-    if packed := int((file_rows >= 0).sum()):
-        rows_per_block = min(MAX_BLOCK_ROWS, max(1, packed // (BLOCKS_PER_SHARD * shards)))
-        blocks = np.where(file_rows < 0, 0, file_rows // rows_per_block + 1).astype(np.uint64)
-        group_of = group_of + blocks * np.uint64(0x9E3779B97F4A7C15)  # modulo 2^64, as another digest would be
-        _, firsts, recording_of = np.unique(recordings, return_index=True, return_inverse=True)
-        least, greatest = group_of[firsts], group_of[firsts]
-        np.minimum.at(least, recording_of, group_of)
-        np.maximum.at(greatest, recording_of, group_of)
-        # A recording of several blocks stays whole, but would it go with one of them, recordings that are spread over
-        # a whole file would all go together.
-        group_of = np.where(least == greatest, least, recordings[firsts])[recording_of]
-    groups, group_of = np.unique(group_of, return_inverse=True)
+    packed = int((file_rows >= 0).sum())
+    if not packed:
+        return group_of
+    rows_per_block = min(MAX_BLOCK_ROWS, max(1, packed // (BLOCKS_PER_SHARD * shards)))
+    blocks = np.where(file_rows < 0, 0, file_rows // rows_per_block + 1).astype(np.uint64)
+    group_of += blocks * np.uint64(0x9E3779B97F4A7C15)  # modulo 2^64, so that it is spread like a digest again
+    recordings = np.frombuffer(segments.recordings, np.uint64)[keeps]
+    order = np.argsort(recordings)
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(recordings[order]) != 0]))
+    least, greatest = (extreme.reduceat(group_of[order], starts) for extreme in (np.minimum, np.maximum))
+    # A recording of several blocks stays whole. Would it go with one of them, all those that are spread over a whole
+    # file would go together.
+    groups = np.where(least == greatest, least, recordings[order[starts]])
+    group_of[order] = np.repeat(groups, np.diff(starts, append=len(order)))
+    return group_of
+
+
+def _deal(segments: _Segments, keeps: np.ndarray, shards: int) -> np.ndarray:
+    """shard[n] of every segment that is kept."""
+    groups, group_of = np.unique(_groups(segments, keeps, shards), return_inverse=True)
     loads = np.bincount(group_of, np.frombuffer(segments.weights_us, np.float64)[keeps])
     longest_first = np.lexsort((groups, -loads))
     heap = [(0.0, shard) for shard in range(shards)]

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from earmark.corpus.json_items import list_items
 from earmark.corpus.languages import language_code
 from earmark.corpus.lines import opened, scalar_text
 from earmark.corpus.readers.tables import tsv_rows
 from earmark.corpus.records import BadEntry, Entry, EntryError, duration_between
 from earmark.errors import InputError
+from earmark.json_items import list_items
 
 TSV_SAMPLE_RATE = 16_000  # of the offsets and lengths in a TSV's audio column, whatever rate the file has
 _TSV_COLUMNS = {

@@ -8,35 +8,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from earmark.corpus.lines import opened
 from earmark.errors import InputError
+from earmark.files import opened
 
 LONGEST_VALUE = 2**26  # characters; it is held in memory as a whole
 _CHUNK = 2**20  # characters
 
 
-def list_items(path: Path, name: str) -> Iterator[Any]:
-    """The items of the list called `name` of the JSON object in a file (`.gz` is decompressed), as they are read.
+def list_items(path: Path, name: str | None = None) -> Iterator[Any]:
+    """The items of the JSON list in a file (`.gz` is decompressed), or of its object's list `name`, as they are read.
 
     There are none if the object has no such list. Bytes that are not UTF-8 become lone surrogates, so that they spoil
     no other item. InputError where the document breaks off, is no JSON, or holds a value longer than LONGEST_VALUE.
     """
     with opened(path) as file:
         document = _Document(path, file)
-        more = document.enter("{", "}")
-        while more:
-            key = document.value()
-            if not isinstance(key, str):
-                document.refuse("expected a name in quotes")
-            document.expect(":")
-            if key == name and document.next_character() == "[":
-                more_items = document.enter("[", "]")
-                while more_items:
-                    yield document.value()
-                    more_items = document.goes_on("]")
-            else:
-                document.value()
-            more = document.goes_on("}")
+        yield from document.items() if name is None else document.items_of(name)
         if document.next_character():
             document.refuse("it goes on after its end")
 
@@ -104,6 +91,27 @@ class _Document:
             if self._ended:
                 self.refuse(problem)
             self._read_more()
+
+    def items(self) -> Iterator[Any]:
+        """The items of the list that begins here."""
+        more = self.enter("[", "]")
+        while more:
+            yield self.value()
+            more = self.goes_on("]")
+
+    def items_of(self, name: str) -> Iterator[Any]:
+        """The items of the lists called `name` in the object that begins here."""
+        more = self.enter("{", "}")
+        while more:
+            key = self.value()
+            if not isinstance(key, str):
+                self.refuse("expected a name in quotes")
+            self.expect(":")
+            if key == name and self.next_character() == "[":
+                yield from self.items()
+            else:
+                self.value()
+            more = self.goes_on("}")
 
     def refuse(self, why: str) -> NoReturn:
         raise InputError(

@@ -285,7 +285,7 @@ def test_a_folder_without_manifests_or_a_file_is_refused(tmp_path):
     (tmp_path / "recordings.json").write_text("[]")
     with pytest.raises(InputError, match=r"holds no recordings.jsonl.gz and supervisions.jsonl.gz"):
         list(lhotse.read(tmp_path))
-    with pytest.raises(InputError, match=r"is a file; check the path in the configuration to the folder"):
+    with pytest.raises(InputError, match=r"is a file; set corpus.manifest to the folder"):
         list(lhotse.read(tmp_path / "recordings.json"))
 
 

@@ -40,7 +40,7 @@ class Utterance:
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """Word times of one utterance, as the aligner gave them; `quality` says how well the words fit the audio, or None."""
+    """Word times of one utterance, as the aligner gave them; `quality`: how well the words fit the audio, or None."""
 
     segment_id: str
     words: list[WordInterval]

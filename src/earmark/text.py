@@ -10,11 +10,14 @@ _APOSTROPHES = str.maketrans(dict.fromkeys("\u2019\u02bc\uff07\u00b4`", "'"))
 _COMPOSED = _APOSTROPHES | dict.fromkeys([*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)])
 _NOT_LETTER = re.compile(r"[^\w\s']|_")
 _EDGES = re.compile(r"^\W+|'+$")
-# Han, Hiragana and Katakana with their iteration and prolonged sound marks, each with the marks set upon it.
-_CHARACTER = re.compile(
+# Han, Hiragana and Katakana with their iteration and prolonged sound marks.
+_CHARACTERS = (
     "[\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff"
-    "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U0001aff0-\U0001b16f\U00020000-\U000323af][\u302a-\u302f\u3099\u309a]*"
+    "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U0001aff0-\U0001b16f\U00020000-\U000323af]"
 )
+_MARKS = "[\u302a-\u302f\u3099\u309a]"  # set upon one of them
+_CHARACTER = re.compile(f"{_CHARACTERS}{_MARKS}*")
+_BETWEEN_CHARACTERS = re.compile(f"(?:(?<={_CHARACTERS})|(?<={_MARKS})) (?={_CHARACTERS})")
 _ID = re.compile(r"\w[\w.@+=-]*")
 ID_MAX_BYTES = 200  # a file name holds 255, and chunk ids and suffixes come on top
 
@@ -51,6 +54,11 @@ def _separator(match: re.Match[str]) -> str:
 def normalise(text: str) -> str:
     """`words(text)` joined by single spaces: the key under which a surface is known."""
     return " ".join(words(text))
+
+
+def readable(normalised: str) -> str:
+    """Normalised words as they are written: no blank between two characters of Chinese or Japanese."""
+    return normalised if normalised.isascii() else _BETWEEN_CHARACTERS.sub("", normalised)
 
 
 def id_problem(identifier: str) -> str | None:

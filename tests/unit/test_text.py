@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from earmark.text import id_problem, normalise, words
+from earmark.text import id_problem, normalise, readable, words
 
 
 @pytest.mark.parametrize(
@@ -105,3 +105,10 @@ def test_an_accepted_id_is_one_plain_file_name(identifier):
     if id_problem(identifier) is None:
         assert "/" not in identifier and identifier not in (".", "..")
         assert len(f"{identifier}-t000.wav".encode()) <= 255
+
+
+def test_readable_text_joins_chinese_and_japanese_characters_and_nothing_else():
+    assert readable(normalise("我的iPhone手机, 好 吧 OK")) == "我的 iphone 手机好吧 ok"
+    assert readable(normalise("コンピュータ を使う")) == "コンピュータを使う"
+    assert readable("zürich is big") == "zürich is big"
+    assert words(readable("我 的 iphone 手 机")) == ["我", "的", "iphone", "手", "机"]

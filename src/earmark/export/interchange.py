@@ -8,6 +8,7 @@ from typing import Any
 
 from earmark.artifacts import CHUNKS, atomic_path, iterate_rows
 from earmark.export.wavs import wav_path
+from earmark.text import readable
 
 _COLUMNS = [name for name in CHUNKS.names if name != "audio"]
 
@@ -34,7 +35,7 @@ def _entry(chunk: dict[str, Any], wav: Path, context_s: float) -> dict[str, Any]
     return {
         "segment_id": chunk["segment_id"],
         "term_chunk_audio": str(wav),
-        "term_chunk_text": chunk["text"],
+        "term_chunk_text": readable(chunk["text"]),
         "term_chunk_audio_ground_truth_terms": [chunk["main_term"], *chunk["other_terms"]] if chunk["has_term"] else [],
         "term_start_time": start_s,
         "term_end_time": end_s,

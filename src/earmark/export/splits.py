@@ -11,6 +11,7 @@ from earmark.artifacts import RejectedRows, atomic_path, iterate_rows, read_json
 from earmark.export.formats import NO_TERM, Example, fbank_frames, line_problem, line_writer, text_units
 from earmark.export.tokenizer import token_counter
 from earmark.export.wavs import wav_path
+from earmark.text import readable
 
 
 def export_split(
@@ -42,13 +43,14 @@ def export_split(
                 rejected.input += 1
                 terms = [row["main_term"], *row["other_terms"]] if row["has_term"] else []
                 wav = wav_path(wav_folders[row["shard"]], row["recording_id"], row["chunk_id"])
+                text = readable(row["text"])
                 example = Example(
                     key=row["chunk_id"],
                     wav=str(wav.absolute()),
                     duration_s=row["duration_s"],
-                    text=row["text"],
+                    text=text,
                     prompt=prompt,
-                    answer=row["text"] if transcribes else ", ".join(display[term] for term in terms) or NO_TERM,
+                    answer=text if transcribes else ", ".join(display[term] for term in terms) or NO_TERM,
                 )
                 if not example.answer:
                     rejected.reject(row["chunk_id"], "no_text", "no aligned word lies in the chunk")

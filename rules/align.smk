@@ -7,6 +7,12 @@ ALIGN_OUTPUTS = {"alignments": DATA / "alignments/{shard}.parquet"}
 if ALIGN["backend"] == "mfa" and ALIGN_SETTINGS["keep_textgrids"]:
     ALIGN_OUTPUTS["textgrids"] = DATA / "alignments/textgrids/{shard}.tar"
 ALIGN_TEXTGRIDS = []
+# Those given as paths, so that a change of one is seen; a name is looked up by the aligner.
+MFA_MODELS = [
+    ALIGN_SETTINGS[name]
+    for name in ("acoustic_model", "dictionary", "g2p_model")
+    if ALIGN_SETTINGS.get(name) and Path(ALIGN_SETTINGS[name]).exists()
+]
 
 if ALIGN["backend"] == "textgrid":
     if ALIGN_SETTINGS["path"] is None:
@@ -37,6 +43,7 @@ rule align_shard:
     input:
         corpus=DATA / "corpus/{shard}.parquet",
         lexicon=optional(ALIGN_SETTINGS.get("lexicon")),
+        models=MFA_MODELS,
         textgrids=ALIGN_TEXTGRIDS,
     output:
         **ALIGN_OUTPUTS,

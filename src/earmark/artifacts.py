@@ -22,9 +22,10 @@ import pyarrow.parquet as pq
 
 from earmark.errors import InputError, TooManyRejectedError
 
+UNKNOWN_WORD = "<unk>"  # a stretch of an alignment in which words are spoken that the aligner could not spell
 WORD = pa.struct(
     [
-        ("word", pa.string()),
+        ("word", pa.string()),  # normalised, or UNKNOWN_WORD
         ("start_s", pa.float64()),
         ("end_s", pa.float64()),
         ("score", pa.float64()),  # log-probability a phoneme; null where the aligner has none

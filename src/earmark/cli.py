@@ -50,7 +50,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         arguments.command(arguments)
-    except EarmarkError as error:
+    except (EarmarkError, OSError) as error:
         print(f"earmark: {error}", file=sys.stderr)
         return 1
     return 0

@@ -309,6 +309,8 @@ def test_the_interchange_file_has_the_fields_existing_programs_read(chunks):
     entries = json.loads(output.read_text(encoding="utf-8"))
     assert entries[0] == {
         "segment_id": "s1",
+        "recording_id": "rec1",
+        "speaker_id": "anna",
         "term_chunk_audio": str(chunks / "wavs/0000/rec/rec1/s1-t000.wav"),
         "term_chunk_text": "the big apple ohm",
         "term_chunk_audio_ground_truth_terms": ["new york", "ohm"],

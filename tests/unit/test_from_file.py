@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from earmark.artifacts import iterate_rows, read_json, rejected_path, table_counts, write_json
 from earmark.audio import decode_audio, read_audio
 from earmark.chunks.from_file import deal_entries, pack_chunks
-from earmark.errors import InputError, TooManyRejectedError
+from earmark.errors import EarmarkError, InputError, TooManyRejectedError
+from earmark.export.interchange import write_interchange
+from earmark.export.wavs import write_wavs
 
 
 def entry(segment_id="POD1_S0001", terms=("Ohm",), **changes):
@@ -59,12 +61,12 @@ def test_a_list_and_lines_become_chunks_with_their_audio_and_main_terms(tmp_path
     wav = write_wav("a.wav", seconds=1.0, rate=8000)
     entries = [
         entry(terms=["Big-Apple", "ohm"]),
-        entry("POD1_S0002", terms=[]),
+        entry("POD1_S0002", terms=[], term_chunk_text="nothing", term_start_time=None, term_end_time=0),
         entry("x", recording_id="r9", speaker_id="eve", term_chunk_audio=str(wav)),
     ]
     chunks = packed(tmp_path, deal(tmp_path, entries, name))
-    assert sorted(chunks) == ["POD1_S0001-f00000000", "POD1_S0002-f00000001", "x-f00000002"]
     first, second, third = (chunks[name] for name in sorted(chunks))
+    assert [row["segment_id"] for row in (first, second, third)] == ["POD1_S0001", "POD1_S0002", "x"]
     assert (first["term"], first["main_term"], first["other_terms"]) == ("big apple", "new york", ["ohm"])
     assert first["touched_terms"] == ["new york", "ohm", "volt"]
     assert (first["recording_id"], first["speaker_id"], first["text"]) == ("POD1", "POD1", "the ohm is a unit")
@@ -96,7 +98,7 @@ def test_chunks_of_a_recording_share_a_shard(tmp_path):
         (entry("s", terms=[1]), "broken_entry"),
         (entry("../evil"), "bad_id"), (entry("s", speaker_id="a b"), "bad_id"), (entry(7), "bad_id"),
         (entry("s", term_start_time="now"), "bad_time"), (entry("s", term_start_time=2.0), "bad_time"),
-        (entry("s", term_end_time=3.1), "bad_time"), (entry("s", extended_end_time=None), "bad_time"),
+        (entry("s", term_end_time=3.1), "bad_time"), (entry("s", extended_end_time=10**400), "bad_time"),
     ],
 )  # fmt: skip
 def test_a_bad_entry_is_rejected_with_its_place(tmp_path, bad, reason):
@@ -113,12 +115,14 @@ def test_bad_audio_and_unknown_terms_are_rejected_when_chunks_are_packed(tmp_pat
     entries = [
         entry("ok"), entry("term", terms=["henry"]), entry("gone", term_chunk_audio="gone.wav"),
         entry("long", term_chunk_audio="long.wav"), entry("nan", term_chunk_audio="nan.wav"),
+        entry("hidden", terms=[], term_chunk_text="in New York"), entry("alias", terms=[], term_chunk_text="a unit"),
     ]  # fmt: skip
-    outputs = deal(tmp_path, entries)
+    outputs = deal(tmp_path, entries, pattern=None)
     assert [row["segment_id"] for row in packed(tmp_path, outputs).values()] == ["ok"]
     found = rejected_rows(*(tmp_path / f"chunks/{name}.parquet" for name in outputs))
     assert {name.split("-")[0]: reason for name, (reason, _) in found.items()} == {
         "term": "unknown_term", "gone": "unreadable_audio", "long": "wrong_duration", "nan": "not_finite",
+        "hidden": "term_in_no_term_chunk", "alias": "term_in_no_term_chunk",
     }  # fmt: skip
 
 
@@ -139,15 +143,48 @@ def test_a_file_that_is_no_list_is_refused(tmp_path, content, message):
         )  # fmt: skip
 
 
+def test_a_chunk_that_comes_twice_is_taken_once_and_ids_do_not_depend_on_what_comes_before(tmp_path):
+    outputs = deal(tmp_path, [entry(), entry("POD2_S1"), entry()])
+    assert rejected_rows(tmp_path / "manifest.json")["POD1_S0001"][0] == "duplicate_entry"
+    ids = {row["chunk_id"] for path in outputs.values() for row in iterate_rows(path)}
+    (tmp_path / "other").mkdir()
+    moved = [
+        row | {"term_chunk_audio": str(tmp_path / "a.wav")} for row in (entry("POD3_S1"), entry("POD2_S1"), entry())
+    ]
+    more = {row["chunk_id"] for path in deal(tmp_path / "other", moved).values() for row in iterate_rows(path)}
+    assert ids < more
+
+
 def test_half_of_the_entries_bad_fails_the_stage(tmp_path):
     with pytest.raises(TooManyRejectedError, match="2 of 4 entries"):
         deal(tmp_path, [entry(), "bad", "bad", entry("POD2_S1")], allowed=0.1)
 
 
-@pytest.mark.parametrize("pattern", ["(", "POD"])
+@pytest.mark.parametrize("pattern", ["(", "POD", "^ZZZ(.+)$"])
 def test_a_pattern_that_cannot_work_is_refused(tmp_path, pattern):
-    with pytest.raises(InputError, match=r"chunks\.recording_pattern"):
+    with pytest.raises(EarmarkError, match=r"chunks\.recording_pattern"):
         deal(tmp_path, [entry()], pattern=pattern)
+
+
+def test_a_run_written_out_and_read_back_keeps_speakers_recordings_and_terms(tmp_path, write_wav):
+    write_wav("a.wav", seconds=1.0)
+    entries = [entry(f"s{n}", speaker_id=f"spk{n % 2}", recording_id=f"rec{n % 3}") for n in range(6)]
+    outputs = deal(tmp_path, entries, pattern=None)
+    before = packed(tmp_path, outputs)
+    chunks = [tmp_path / f"chunks/{name}.parquet" for name in outputs]
+    folders = [tmp_path / f"wavs/{path.stem}" for path in chunks]
+    for path, folder in zip(chunks, folders, strict=True):
+        write_wavs(path, folder)
+    write_interchange(chunks, folders, tmp_path / "merged.json", context_s=1.0)
+    again = {name: tmp_path / f"again/{name}.parquet" for name in outputs}
+    deal_entries(
+        [tmp_path / "merged.json"], again, tmp_path / "again.json", recording_pattern=None, max_rejected_fraction=0.0
+    )
+    after = packed(tmp_path, again)
+    kept = ("segment_id", "recording_id", "speaker_id", "main_term", "text", "start_s", "end_s", "term_start_s")
+    assert sorted([row[name] for name in kept] for row in after.values()) == sorted(
+        [row[name] for name in kept] for row in before.values()
+    )
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -33,34 +33,44 @@ def times(words):
     ],
 )
 def test_other_words_than_the_transcripts_are_counted_and_the_first_is_told_by_place(found, expected, differing, says):
-    compared = compare_words(said(*found), expected)
+    compared = compare_words(said(*found), expected, 60.0)
     assert (compared.differing, compared.problem) == (differing, says)
-    assert [word.word for word in compared.words] == found
+    assert [word.word for word in compared.words if word.word != UNKNOWN] == found
+
+
+def test_words_that_were_not_aligned_leave_an_unknown_where_they_must_be():
+    gap = [WordInterval("a", 0.5, 1.0), WordInterval("d", 3.0, 3.5)]
+    compared = compare_words(gap, ["z", "a", "b", "c", "d", "e"], 4.0)
+    assert times(compared.words) == [
+        (UNKNOWN, 0.0, 0.5), ("a", 0.5, 1.0), (UNKNOWN, 1.0, 3.0), ("d", 3.0, 3.5), (UNKNOWN, 3.5, 4.0),
+    ]  # fmt: skip
+    assert [word.trusted for word in compared.words] == [False, True, False, True, False]
+    assert compared.differing == 4
 
 
 def test_an_unknown_word_takes_the_transcripts_spelling_where_the_neighbours_agree():
-    compared = compare_words(said("a", UNKNOWN, "c", UNKNOWN, UNKNOWN), ["a", "b", "c", "d", "e"])
+    compared = compare_words(said("a", UNKNOWN, "c", UNKNOWN, UNKNOWN), ["a", "b", "c", "d", "e"], 60.0)
     assert [word.word for word in compared.words] == ["a", "b", "c", "d", "e"]
     assert (compared.differing, compared.problem) == (0, None)
     assert times(compared.words)[1] == ("b", 0.5, 1.0)
 
 
 def test_an_unknown_beside_a_wrong_word_is_spelled_and_only_the_wrong_word_differs():
-    compared = compare_words(said("a", UNKNOWN, "x"), ["a", "b", "c"])
+    compared = compare_words(said("a", UNKNOWN, "x"), ["a", "b", "c"], 60.0)
     assert [word.word for word in compared.words] == ["a", "b", "x"]
     assert (compared.differing, compared.problem) == (1, "word 3 of 3 is 'c', the aligner returned 'x'")
 
 
 @pytest.mark.parametrize(
-    ("found", "expected", "differing", "kept"),
+    ("found", "expected", "differing"),
     [
-        (["a", UNKNOWN, "c"], ["a", "c"], 1, ["a", "c"]),
-        (["a", UNKNOWN, "d"], ["a", "b", "c", "d"], 2, ["a", "d"]),
+        (["a", UNKNOWN, "c"], ["a", "c"], 1),
+        (["a", UNKNOWN, "d"], ["a", "b", "c", "d"], 2),
     ],
 )
-def test_an_unknown_that_stands_for_no_one_word_is_left_out_and_counted(found, expected, differing, kept):
-    compared = compare_words(said(*found), expected)
-    assert [word.word for word in compared.words] == kept
+def test_an_unknown_that_stands_for_no_one_word_stays_unknown_and_is_counted(found, expected, differing):
+    compared = compare_words(said(*found), expected, 60.0)
+    assert [word.word for word in compared.words] == found
     assert compared.differing == differing
     assert UNKNOWN in compared.problem
 

@@ -28,6 +28,7 @@ def score_alignments(alignments: list[Path], corpus: list[Path], reference: Path
         row["segment_id"]: row["speaker_id"]
         for path in corpus
         for row in iterate_rows(path, columns=["segment_id", "speaker_id"])
+        if row["segment_id"] in known
     }
     errors: dict[str, list[float]] = {}
     compared = differing = unknown = 0

@@ -8,8 +8,9 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from earmark import text
+from earmark.artifacts import UNKNOWN_WORD
 
-UNKNOWN = "<unk>"  # an aligner's placeholder for a word that it could not spell; no normalised word looks like it
+UNKNOWN = UNKNOWN_WORD  # an aligner's placeholder for a word that it could not spell; no normalised word looks like it
 ROUNDING_S = 0.002  # neighbours may overlap, and ends exceed the segment, by what aligners round to
 
 
@@ -63,15 +64,18 @@ def normalised(words: Sequence[WordInterval]) -> list[WordInterval]:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Aligned words held against the transcript: `words` with every UNKNOWN spelled that the transcript spells."""
+    """Aligned words held against the transcript: `words` with every UNKNOWN spelled that the transcript spells.
+
+    Where the transcript has words and nothing was aligned, an UNKNOWN fills the time: something is spoken there.
+    """
 
     words: list[WordInterval]
     differing: int  # words to insert, delete or replace to turn one into the other
     problem: str | None  # the first difference, in words
 
 
-def compare_words(found: Sequence[WordInterval], expected: Sequence[str]) -> Comparison:
-    """Hold normalised intervals against the transcript's words.
+def compare_words(found: Sequence[WordInterval], expected: Sequence[str], duration_s: float) -> Comparison:
+    """Hold normalised intervals of a segment of `duration_s` against the transcript's words.
 
     An UNKNOWN takes the transcript's word where just as many words stand between the same neighbours on both sides.
     """
@@ -88,7 +92,12 @@ def compare_words(found: Sequence[WordInterval], expected: Sequence[str]) -> Com
             if wrong and problem is None:
                 problem = _difference(k + wrong[0], len(expected), wrong[2], wrong[1].word)
             continue
-        words += [interval for interval in found[i:j] if interval.word != UNKNOWN]
+        words += found[i:j]
+        if kind == "insert":
+            start_s = found[i - 1].end_s if i else 0.0
+            end_s = found[i].start_s if i < len(found) else duration_s
+            if end_s > start_s:
+                words.append(WordInterval(UNKNOWN, start_s, end_s, trusted=False))
         if kind != "equal":
             differing += max(j - i, m - k)
             said = expected[k] if k < m else "nothing"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from earmark.alignment.aligner import Aligner, Alignment, Failure, Utterance
-from earmark.alignment.intervals import compare_words, intervals_problem, normalised, without_rounding
+from earmark.alignment.intervals import UNKNOWN, compare_words, intervals_problem, normalised, without_rounding
 from earmark.artifacts import ALIGNMENTS, StageTable, iterate_rows, table_counts
 from earmark.logs import progress
 
@@ -51,9 +51,9 @@ def align_shard(
 
 
 def _row(result: Alignment, utterance: Utterance, max_differing_words: float) -> dict | Failure:
-    compared = compare_words(normalised(result.words), utterance.words)
+    compared = compare_words(normalised(result.words), utterance.words, utterance.duration_s)
     words = without_rounding(compared.words, utterance.duration_s)
-    if not words:
+    if all(word.word == UNKNOWN for word in words):
         detail = f"no word came back for {len(utterance.words)} in {utterance.duration_s:.2f} s of audio"
         return Failure(utterance.segment_id, "not_aligned", detail)
     if compared.problem and compared.differing > max_differing_words * len(utterance.words):

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import os
 import stat
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, NoReturn
 
 from earmark.errors import InputError
 
-SUFFIX = ".textgrid"  # in any case
+SUFFIX = ".textgrid"  # in any case, as the next
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 MAX_BYTES = 64_000_000  # of one TextGrid: ten hours of words and phones take some 30 MB
 
 
@@ -29,7 +31,8 @@ class SourceFile:
 
 
 def source_files(source: Path) -> Iterator[SourceFile]:
-    """Yield every file named *.TextGrid of a folder (by name, subfolders too), .tar, .tar.gz, .tgz or .zip.
+    """Yield every file named *.TextGrid of a .tar, .tar.gz, .tgz or .zip, or of a folder: by name, and those in its
+    subfolders and archives.
 
     With a problem: not_a_file (a link or a device), too_large (over MAX_BYTES), unreadable. InputError where the source
     is none of these, cannot be read, or breaks off.
@@ -50,7 +53,7 @@ def source_files(source: Path) -> Iterator[SourceFile]:
                 yield from _of_tar(_LastRead(file))
         else:
             raise InputError(f"{source}: expected a folder, .tar, .tar.gz, .tgz or .zip; set align.textgrid.path")
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
         raise InputError(f"{source}: not a whole archive ({error}); copy or pack it again") from None
     except (OSError, NotImplementedError, ValueError) as error:
         raise InputError(f"{source}: cannot be read ({error}); set align.textgrid.path") from None
@@ -59,8 +62,11 @@ def source_files(source: Path) -> Iterator[SourceFile]:
 def _of_folder(source: Path) -> Iterator[SourceFile]:
     for folder, subfolders, files in os.walk(source, onerror=_stop):
         subfolders.sort()
-        for path in (Path(folder, file) for file in sorted(files) if file.lower().endswith(SUFFIX)):
+        for path in (Path(folder, file) for file in sorted(files) if file.lower().endswith((SUFFIX, *ARCHIVES))):
             name = str(path.relative_to(source))
+            if not path.name.lower().endswith(SUFFIX):
+                yield from (replace(inside, name=f"{name}/{inside.name}") for inside in source_files(path))
+                continue
             try:
                 status = path.stat()
                 if problem := _problem(stat.S_ISREG(status.st_mode), status.st_size):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from earmark.artifacts import CHUNKS, StageTable, iterate_rows, read_json
+from earmark.artifacts import CHUNKS, CORPUS, StageTable, iterate_rows, read_json
 from earmark.audio import SAMPLE_RATE, AudioSource, encode_flac, read_spans
 from earmark.chunks.mentions import MentionFinder
 from earmark.chunks.plan import (
@@ -24,17 +24,21 @@ from earmark.chunks.plan import (
     random_of,
     term_chunk,
     timed,
+    with_text,
 )
 from earmark.errors import InputError
 from earmark.logs import progress
 
+_ROW = [name for name in CORPUS.names if name not in ("text", "split")]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class _Segment:
-    row: dict[str, Any]  # of the corpus table
-    words: list[dict[str, Any]]
-    terms: list[SpokenTerm]  # the mentions
-    occurrences: list[SpokenTerm]  # of all surfaces, those inside or across longer ones and ambiguous aliases too
+    """What is kept of a segment while others are looked at: not its words, which are the most of it."""
+
+    row: dict[str, Any]  # of the corpus table, _ROW
+    gaps: list[tuple[float, float]]  # without any surface
+    chunks: dict[str, PlannedChunk]  # by chunk_id
 
 
 def cut_chunks(
@@ -61,32 +65,30 @@ def cut_chunks(
     term_too_long, untrusted_times (the aligner did not know how the term, or a word beside it, is pronounced).
     """
     surfaces = {main: main for main in read_json(glossary)} | read_json(alt2main)
-    finder, wider = MentionFinder(surfaces), MentionFinder(surfaces | read_json(ambiguous_aliases))
-    segments = _aligned_segments(corpus, alignments, finder, wider)
+    finder = MentionFinder(surfaces, read_json(ambiguous_aliases))
     with StageTable(
         output, CHUNKS, unit="chunks", max_rejected_fraction=max_rejected_fraction, rows_per_group=256
     ) as table:
-        plans: dict[str, list[PlannedChunk]] = {}
-        for segment in segments:
-            kept = plans[segment.row["segment_id"]] = []
-            for number, term in enumerate(segment.terms):
+        segments = []
+        for row, words in _aligned(corpus, alignments):
+            occurrences = list(finder.find_all([word["word"] for word in words]))
+            terms, surfaces_heard = timed(finder.choose(occurrences), words), timed(occurrences, words)
+            chunks = {}
+            for number, term in enumerate(terms):
                 table.rejected.input += 1
-                chunk_id = _chunk_id(segment, "t", number)
+                chunk_id = f"{row['segment_id']}-t{number:03d}"
                 if problem := _times_problem(term, min_term_s, max_term_s):
                     table.reject(chunk_id, *problem)
                     continue
                 contexts = jittered(context_s, context_jitter_s, random_of(seed, chunk_id))
-                kept.append(
-                    term_chunk(
-                        term, segment.terms, segment.occurrences, segment.words, segment.row["duration_s"], contexts
-                    )
-                )
-        _plan_no_term_chunks(segments, plans, no_term_ratio, max_no_term_per_recording, seed)
-        total = sum(map(len, plans.values()))
-        for segment, chunk, flac in progress(_slices(segments, plans), total=total, unit="chunks"):
-            if chunk.term is None:
-                table.rejected.input += 1
-            table.keep(_row(segment, chunk, flac))
+                chunks[chunk_id] = term_chunk(term, terms, surfaces_heard, words, row["duration_s"], contexts)
+            segments.append(_Segment(row, free_gaps(surfaces_heard, words, row["duration_s"]), chunks))
+        _plan_no_term_chunks(segments, alignments, no_term_ratio, max_no_term_per_recording, seed)
+        total = sum(len(segment.chunks) for segment in segments)
+        for chunk_id, segment, flac in progress(_slices(segments), total=total, unit="chunks"):
+            chunk = segment.chunks[chunk_id]
+            table.rejected.input += chunk.term is None
+            table.keep(_row(chunk_id, segment.row, chunk, flac))
         logging.info("%d chunks of %d segments", table.rejected.kept, len(segments))
 
 
@@ -100,24 +102,21 @@ def _times_problem(term: SpokenTerm, min_term_s: float, max_term_s: float) -> tu
     return None
 
 
-def _aligned_segments(corpus: Path, alignments: Path, finder: MentionFinder, wider: MentionFinder) -> list[_Segment]:
-    words_of = {row["segment_id"]: row["words"] for row in iterate_rows(alignments, columns=["segment_id", "words"])}
-    segments = []
-    for row in iterate_rows(corpus):
-        words = words_of.pop(row["segment_id"], None)
-        if words is not None:
-            spoken = [word["word"] for word in words]
-            segments.append(
-                _Segment(row, words, timed(finder.find(spoken), words), timed(wider.find_all(spoken), words))
-            )
-    if words_of:
-        raise InputError(f"{alignments}: {next(iter(words_of))!r} is not in {corpus}; run the stage align again")
-    return segments
+def _aligned(corpus: Path, alignments: Path) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """(corpus row, aligned words) of every aligned segment; both tables are in one order."""
+    aligned = iterate_rows(alignments, columns=["segment_id", "words"])
+    found = next(aligned, None)
+    for row in iterate_rows(corpus, columns=_ROW):
+        if found is not None and found["segment_id"] == row["segment_id"]:
+            yield row, found["words"]
+            found = next(aligned, None)
+    if found is not None:
+        raise InputError(f"{alignments}: {found['segment_id']!r} is not in {corpus}; run the stage align again")
 
 
 def _plan_no_term_chunks(
     segments: list[_Segment],
-    plans: dict[str, list[PlannedChunk]],
+    alignments: Path,
     ratio: float,
     per_recording: int | None,
     seed: int,
@@ -126,9 +125,8 @@ def _plan_no_term_chunks(
 
     With `per_recording`, only so many segments of a recording can take one: those with the most room.
     """
-    term_lengths = [chunk.duration_s for chunks in plans.values() for chunk in chunks]
-    gaps = [free_gaps(segment.occurrences, segment.words, segment.row["duration_s"]) for segment in segments]
-    rooms = [max((end - start for start, end in found), default=0.0) for found in gaps]
+    term_lengths = [chunk.duration_s for segment in segments for chunk in segment.chunks.values()]
+    rooms = [max((end - start for start, end in segment.gaps), default=0.0) for segment in segments]
     by_room = sorted(range(len(segments)), key=lambda index: -rooms[index])
     if per_recording is not None:
         used: Counter[str] = Counter()
@@ -141,50 +139,47 @@ def _plan_no_term_chunks(
     randoms = [random_of(seed, segment.row["segment_id"]) for segment in segments]
     candidates: list[tuple[float, int]] = []
     roomy = 0
+    taken: dict[str, tuple[_Segment, PlannedChunk]] = {}
     for length_s in no_term_lengths(term_lengths, rooms, ratio):
         while roomy < len(by_room) and rooms[by_room[roomy]] >= length_s:
             heapq.heappush(candidates, (randoms[by_room[roomy]].random(), by_room[roomy]))
             roomy += 1
         index = heapq.heappop(candidates)[1]
-        chunk = no_term_chunk(length_s, gaps[index], segments[index].words, randoms[index])
-        plans[segments[index].row["segment_id"]].append(chunk)
+        segment = segments[index]
+        taken[segment.row["segment_id"]] = segment, no_term_chunk(length_s, segment.gaps, randoms[index])
+    for row in iterate_rows(alignments, columns=["segment_id", "words"]):
+        if row["segment_id"] in taken:
+            segment, chunk = taken[row["segment_id"]]
+            segment.chunks[f"{row['segment_id']}-n000"] = with_text(chunk, row["words"])
 
 
-def _slices(
-    segments: list[_Segment], plans: dict[str, list[PlannedChunk]]
-) -> Iterator[tuple[_Segment, PlannedChunk, bytes]]:
-    """Each planned chunk with its audio. Every recording is decoded once, front to back."""
+def _slices(segments: list[_Segment]) -> Iterator[tuple[str, _Segment, bytes]]:
+    """(chunk_id, segment, audio) of each planned chunk. Every recording is decoded once, front to back."""
     for source, group in itertools.groupby(segments, key=lambda segment: AudioSource.of(segment.row)):
         placed = [
-            (segment.row["offset_s"] + chunk.start_s, segment.row["offset_s"] + chunk.end_s, segment, chunk)
+            (segment.row["offset_s"] + chunk.start_s, segment.row["offset_s"] + chunk.end_s, chunk_id, segment)
             for segment in group
-            for chunk in plans[segment.row["segment_id"]]
+            for chunk_id, chunk in segment.chunks.items()
         ]
-        placed.sort(key=lambda place: place[:2])
+        placed.sort(key=lambda place: place[:3])
         spans = read_spans(source, [place[:2] for place in placed])
-        for (_, _, segment, chunk), samples in zip(placed, spans, strict=True):
-            yield segment, chunk, encode_flac(samples)
+        for (_, _, chunk_id, segment), samples in zip(placed, spans, strict=True):
+            yield chunk_id, segment, encode_flac(samples)
 
 
-def _chunk_id(segment: _Segment, kind: str, number: int) -> str:
-    return f"{segment.row['segment_id']}-{kind}{number:03d}"
-
-
-def _row(segment: _Segment, chunk: PlannedChunk, flac: bytes) -> dict[str, Any]:
-    number = segment.terms.index(chunk.term) if chunk.term else 0
-    chunk_id = _chunk_id(segment, "t" if chunk.term else "n", number)
+def _row(chunk_id: str, row: dict[str, Any], chunk: PlannedChunk, flac: bytes) -> dict[str, Any]:
     return {
         "chunk_id": chunk_id,
-        "segment_id": segment.row["segment_id"],
-        "recording_id": segment.row["recording_id"],
-        "speaker_id": segment.row["speaker_id"],
+        "segment_id": row["segment_id"],
+        "recording_id": row["recording_id"],
+        "speaker_id": row["speaker_id"],
         "term": chunk.term.term if chunk.term else None,
         "main_term": chunk.term.main_term if chunk.term else None,
         "has_term": chunk.term is not None,
         "other_terms": list(chunk.other_terms),
         "touched_terms": list(chunk.touched_terms),
         "text": chunk.text,
-        "language": segment.row["language"],
+        "language": row["language"],
         "start_s": chunk.start_s,
         "end_s": chunk.end_s,
         "term_start_s": chunk.term.start_s if chunk.term else None,

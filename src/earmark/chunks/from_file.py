@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import logging
-import math
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,7 +19,7 @@ from earmark import text
 from earmark.artifacts import CHUNKS, RejectedRows, StageTable, iterate_rows, read_json, write_json
 from earmark.audio import SAMPLE_RATE, encode_flac, read_audio
 from earmark.chunks.mentions import MentionFinder
-from earmark.errors import AudioError, InputError
+from earmark.errors import AudioError, ConfigError, InputError
 from earmark.files import opened
 from earmark.json_items import list_items
 from earmark.logs import progress
@@ -61,21 +61,28 @@ def deal_entries(
 
     An entry that names no recording_id belongs to the recording that the first group of `recording_pattern` finds in
     its segment id, or else to one of its own; one that names no speaker_id is spoken by its recording. Recordings go
-    to shards by a hash. `summary` holds the counts and `without_speaker`. Rejected: broken_entry, bad_id, bad_time.
+    to shards by a hash. `summary` holds the counts and `without_speaker`. Rejected: broken_entry, bad_id, bad_time,
+    duplicate_entry (same segment, audio, times and terms). ConfigError where the pattern fits no segment id.
     """
     pattern = _compiled(recording_pattern)
     names = sorted(shards)
     rejected = RejectedRows("entries", max_rejected_fraction)
-    without_speaker = 0
+    without_speaker = matched = 0
     for first in range(0, len(names), OPEN_SHARDS):
         with ExitStack() as stack:
             tables = {
                 name: stack.enter_context(StageTable(shards[name], ENTRIES, unit="entries", max_rejected_fraction=0))
                 for name in names[first : first + OPEN_SHARDS]
             }
-            for number, (path, source, entry) in enumerate(progress(_entries(files), unit="entries")):
+            seen: set[bytes] = set()  # 16 bytes each, some 1 GB for ten million
+            for path, source, entry in progress(_entries(files), unit="entries"):
                 try:
                     row = _row(entry, pattern)
+                    row["audio_path"] = str((path.parent / row["audio_path"]).absolute())
+                    digest = _digest(row)
+                    if digest in seen:
+                        raise _EntryError("duplicate_entry", "the same chunk of the same segment was there before")
+                    seen.add(digest)
                 except _EntryError as error:
                     if first == 0:
                         segment_id = entry.get("segment_id", "") if isinstance(entry, dict) else ""
@@ -85,19 +92,17 @@ def deal_entries(
                     rejected.input += first == 0
                 rejected.kept += first == 0
                 without_speaker += first == 0 and row["speaker_id"] == row["recording_id"]
+                matched += first == 0 and row["recording_id"] != row["segment_id"]
                 if table := tables.get(names[_position(row["recording_id"]) % len(names)]):
                     table.rejected.input += 1
-                    table.keep(
-                        row
-                        | {
-                            "chunk_id": f"{row['segment_id']}-f{number:08d}",
-                            "audio_path": str((path.parent / row["audio_path"]).absolute()),
-                            "source": source,
-                        }
-                    )
+                    table.keep(row | {"chunk_id": f"{row['segment_id']}-f{digest.hex()[:16]}", "source": source})
     if not rejected.input:
         raise InputError(f"{', '.join(map(str, files))}: no entry; set chunks.from_file")
     rejected.close(summary)
+    if pattern and rejected.kept and not matched:
+        raise ConfigError(
+            f"chunks.recording_pattern {recording_pattern!r} fits none of the {rejected.kept} segment ids"
+        )
     if without_speaker:
         logging.warning(
             "%d chunks name no speaker; their recording stands in for it, so one voice may be on both sides of a split",
@@ -119,10 +124,11 @@ def pack_chunks(
     """Write the CHUNKS table of one shard's ENTRIES, with their audio.
 
     The first of an entry's terms is what the chunk was cut for. Rejected: unknown_term (not in the glossary),
-    unreadable_audio, not_finite (NaN or infinite samples), wrong_duration (other than the times state).
+    term_in_no_term_chunk (its text holds one), unreadable_audio, not_finite (NaN or infinite samples), wrong_duration
+    (other than the times state).
     """
     mains = {main: main for main in read_json(glossary)} | read_json(alt2main)
-    wider = MentionFinder(mains | read_json(ambiguous_aliases))
+    finder = MentionFinder(mains, read_json(ambiguous_aliases))
     with StageTable(
         output, CHUNKS, unit="chunks", max_rejected_fraction=max_rejected_fraction, rows_per_group=256
     ) as table:
@@ -130,12 +136,14 @@ def pack_chunks(
             table.rejected.input += 1
             try:
                 terms = [_main_term(term, mains) for term in row["terms"]]
+                words = text.words(row["text"])
+                touched = {mention.main_term for mention in finder.find_all(words)}.union(terms)
+                if touched and not terms:
+                    raise _EntryError("term_in_no_term_chunk", f"{min(touched)!r} is spoken in it, by its own text")
                 samples = _samples(row)
             except _EntryError as error:
                 table.reject(row["chunk_id"], error.reason, f"{row['source']}: {error.detail}")
                 continue
-            words = text.words(row["text"])
-            touched = {mention.main_term for mention in wider.find_all(words)}.union(terms)
             table.keep(
                 {name: row[name] for name in ("chunk_id", "segment_id", "recording_id", "speaker_id")}
                 | {name: row[name] for name in ("start_s", "end_s")}
@@ -158,10 +166,10 @@ def pack_chunks(
 def _entries(files: list[Path]) -> Iterator[tuple[Path, str, Any]]:
     """(file, where in it, entry) of every entry; a line that is no JSON gives None."""
     for path in files:
-        if path.suffix == ".jsonl":
+        if path.name.endswith((".jsonl", ".jsonl.gz")):
             with opened(path) as file:
                 for number, line in enumerate(file, start=1):
-                    if not line.isspace():
+                    if line := line.removeprefix(codecs.BOM_UTF8).strip():
                         yield path, f"{path}:{number}", _parsed(line)
         else:
             for number, entry in enumerate(list_items(path), start=1):
@@ -199,7 +207,7 @@ def _row(entry: Any, pattern: re.Pattern[str] | None) -> dict[str, Any]:
         "text": spoken,
         "audio_path": audio,
         "terms": terms,
-        **_times(entry),
+        **_times(entry, has_term=bool(terms)),
     }
 
 
@@ -219,12 +227,13 @@ def _id(entry: dict[str, Any], name: str, default: str | None = None) -> str:
     return value
 
 
-def _times(entry: dict[str, Any]) -> dict[str, float]:
+def _times(entry: dict[str, Any], has_term: bool) -> dict[str, float]:
+    """The times of the chunk and of its term; those of the chunk stand in where there is none."""
     times: dict[str, float] = {}
     for name, spelling in _TIMES.items():
-        value = entry.get(spelling)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise _EntryError("bad_time", f"{spelling} is {value!r:.40}; expected seconds")
+        value = entry.get(spelling if has_term else _TIMES[name.removeprefix("term_")])
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -1e9 < value < 1e9:
+            raise _EntryError("bad_time", f"{spelling} is {str(value)[:40]}; expected seconds")
         times[name] = float(value)
     if not 0 <= times["start_s"] <= times["term_start_s"] < times["term_end_s"] <= times["end_s"]:
         raise _EntryError("bad_time", f"the term does not lie inside the chunk: {times}")
@@ -263,6 +272,12 @@ def _compiled(pattern: str | None) -> re.Pattern[str] | None:
     if compiled.groups < 1:
         raise InputError(f"chunks.recording_pattern {pattern!r} has no group; put the recording's part in brackets")
     return compiled
+
+
+def _digest(row: dict[str, Any]) -> bytes:
+    """16 bytes that tell a chunk from every other, whatever stands before it in the file."""
+    parts = (row["segment_id"], row["audio_path"], *row["terms"], *(repr(row[name]) for name in _TIMES))
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).digest()
 
 
 def _position(name: str) -> int:

@@ -62,7 +62,7 @@ def _step(name: str, counts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _split(path: Path) -> dict[str, Any]:
-    table = read_table(path)
+    table = read_table(path, ["has_term", "seen_term", "main_term", "speaker_id", "duration_s"])
     term_rows = table.filter(pc.field("has_term"))
     seen = Counter(term_rows["seen_term"].to_pylist())
     return {

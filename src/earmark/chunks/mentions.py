@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,16 @@ class Mention:
 
 
 class MentionFinder:
-    """A trie of words over all surfaces. `surfaces`: surface -> main term, both normalised."""
+    """A trie of words over all surfaces. `surfaces`: surface -> main term, both normalised.
 
-    def __init__(self, surfaces: dict[str, str]):
-        self._main_term = surfaces
+    `ambiguous`: further ones, which occur but make no mention.
+    """
+
+    def __init__(self, surfaces: dict[str, str], ambiguous: dict[str, str] | None = None):
+        self._ambiguous = ambiguous or {}
+        self._main_term = surfaces | self._ambiguous
         self._root: dict[str, Any] = {}
-        for surface in surfaces:
+        for surface in self._main_term:
             node = self._root
             for word in surface.split():
                 node = node.setdefault(word, {})
@@ -33,11 +37,16 @@ class MentionFinder:
 
     def find(self, words: Sequence[str]) -> list[Mention]:
         """Every mention in `words`, in order. Of two that overlap the longer (in words) stays, then the first."""
-        taken = [False] * len(words)
+        return self.choose(self.find_all(words))
+
+    def choose(self, occurrences: Iterable[Mention]) -> list[Mention]:
+        """The mentions among all occurrences of a segment."""
+        taken: set[int] = set()
         chosen = []
-        for mention in sorted(self.find_all(words), key=lambda m: (m.first - m.last, m.first)):
-            if not any(taken[mention.first : mention.last]):
-                taken[mention.first : mention.last] = [True] * (mention.last - mention.first)
+        for mention in sorted(occurrences, key=lambda m: (m.first - m.last, m.first)):
+            places = range(mention.first, mention.last)
+            if mention.surface not in self._ambiguous and taken.isdisjoint(places):
+                taken.update(places)
                 chosen.append(mention)
         return sorted(chosen, key=lambda m: m.first)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from earmark.artifacts import UNKNOWN_WORD
 from earmark.chunks.mentions import Mention
 
 
@@ -102,19 +103,19 @@ def free_gaps(
     return gaps
 
 
-def no_term_chunk(
-    length_s: float,
-    gaps: Sequence[tuple[float, float]],
-    words: Sequence[dict[str, Any]],
-    random: np.random.Generator,
-) -> PlannedChunk:
-    """A slice of `length_s`, drawn evenly from all places in `gaps` that hold it; at least one gap must."""
+def no_term_chunk(length_s: float, gaps: Sequence[tuple[float, float]], random: np.random.Generator) -> PlannedChunk:
+    """A slice of `length_s` without its text, drawn evenly from all places in `gaps` that hold it; one gap must."""
     fitting = [(start, end) for start, end in gaps if end - start >= length_s]
     room = np.array([end - start - length_s for start, end in fitting])
     place = random.choice(len(fitting), p=room / room.sum()) if room.sum() > 0 else 0
     start_s = fitting[place][0] + random.uniform(0.0, room[place])
     end_s = min(start_s + length_s, fitting[place][1])
-    return PlannedChunk(start_s, end_s, None, (), (), _text(_words_inside(words, start_s, end_s)))
+    return PlannedChunk(start_s, end_s, None, (), (), "")
+
+
+def with_text(chunk: PlannedChunk, words: Sequence[dict[str, Any]]) -> PlannedChunk:
+    """The chunk with those of its segment's words that lie in it."""
+    return replace(chunk, text=_text(_words_inside(words, chunk.start_s, chunk.end_s)))
 
 
 def no_term_lengths(term_lengths_s: Sequence[float], room_s: Sequence[float], ratio: float) -> list[float]:
@@ -154,4 +155,4 @@ def _words_inside(words: Sequence[dict[str, Any]], start_s: float, end_s: float)
 
 
 def _text(words: Sequence[dict[str, Any]]) -> str:
-    return " ".join(w["word"] for w in words)
+    return " ".join(w["word"] for w in words if w["word"] != UNKNOWN_WORD)

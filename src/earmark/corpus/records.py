@@ -170,7 +170,7 @@ def _seconds(name: str, value: float | str | None) -> float | None:
         return None
     try:
         seconds = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # OverflowError: a whole number of hundreds of digits
         raise EntryError("bad_time", f"{name} {str(value)[:40]!r} is no number") from None
     if not math.isfinite(seconds) or seconds < 0:
         raise EntryError("bad_time", f"{name} {str(value)[:40]!r} is negative or not finite")

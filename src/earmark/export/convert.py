@@ -53,6 +53,10 @@ def convert(
         raise InputError(f"{source}: there is no such file; give JSON lines of key, wav and txt")
     if output.exists() and source.samefile(output):
         raise InputError(f"{output}: is the input as well; choose another output")
+    if output.is_dir():
+        raise InputError(f"{output}: is a folder; name the file to write")
+    if not prompt.strip():
+        raise InputError("the prompt is empty; say what conversation and flat are to ask for")
     with_lengths = calculate_lengths and format in LENGTHS
     count = (token_counter(tokenizer) if format == "funasr_nano" else text_units) if with_lengths else None
     line_of = line_writer(format, count)
@@ -97,8 +101,8 @@ def _example(line: bytes, root: str, prompt: str) -> Example | _Bad:
     for names, value in ((_KEY, key), (_WAV, wav), (_TEXT, text)):
         if value is not None and not isinstance(value, str):
             return _Bad("", "broken_line", f"{names[0]} is a {type(value).__name__}; expected text")
-    if not wav:
-        return _Bad(key or "", "broken_line", f"no {' or '.join(_WAV)}")
+    if not wav or "\0" in wav:
+        return _Bad(key or "", "broken_line", f"no {' or '.join(_WAV)}, or a NUL in it")
     if not text or text.isspace():
         return _Bad(key or wav, "no_text", f"no {' or '.join(_TEXT)}, or it is blank")
     path = os.path.normpath(os.path.join(root, wav))  # noqa: PTH118 (pathlib costs as much as all the rest)

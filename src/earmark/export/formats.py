@@ -29,12 +29,14 @@ class Example:
 
 def fbank_frames(duration_s: float) -> int:
     """Length in 10 ms fbank frames (25 ms windows)."""
-    return int((round(duration_s * 1000) - 25) // 10 + 1)
+    # Rounded to microseconds: 0.985 s is 985 ms, though as a float it is a little less.
+    return int((round(duration_s * 1000, 3) - 25) // 10 + 1)
 
 
 def text_units(text: str) -> int:
     """Length in words where the text has spaces, else in characters."""
-    return len(text.split()) if " " in text.strip() else len(text.strip())
+    words = text.split()
+    return len(words) if len(words) > 1 else len(text.strip())
 
 
 def line_writer(format: str, count_tokens: Callable[[str], int] | None) -> Callable[[Example], dict[str, Any]]:

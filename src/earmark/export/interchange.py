@@ -34,6 +34,8 @@ def _entry(chunk: dict[str, Any], wav: Path, context_s: float) -> dict[str, Any]
     end_s = chunk["term_end_s"] if chunk["has_term"] else chunk["end_s"]
     return {
         "segment_id": chunk["segment_id"],
+        "recording_id": chunk["recording_id"],  # this and the next beyond the format: splits need them
+        "speaker_id": chunk["speaker_id"],
         "term_chunk_audio": str(wav),
         "term_chunk_text": readable(chunk["text"]),
         "term_chunk_audio_ground_truth_terms": [chunk["main_term"], *chunk["other_terms"]] if chunk["has_term"] else [],

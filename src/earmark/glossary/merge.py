@@ -22,13 +22,11 @@ class Glossary:
     """What is merged so far; all surfaces are normalised.
 
     `terms`: main term -> {term, ...}. `aliases`: alias -> (target, source), the target a main term or another alias.
-    `dropped`: main terms that were there and are not to be used.
     """
 
     terms: dict[str, dict[str, Any]] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     aliases: dict[str, tuple[str, str]] = field(default_factory=dict)
-    dropped: set[str] = field(default_factory=set)
     conflicts: list[dict[str, str]] = field(default_factory=list)
 
     def conflict(self, kind: str, surface: str, source: str, decision: str) -> None:
@@ -68,9 +66,10 @@ def merge_glossary(
     for path in alias_files:
         for alias in read_aliases(path):
             _add_alias(alias, glossary)
-    _drop_unwanted(glossary, {normalise(line) for line in read_list(blacklist)} if blacklist else set(), filters)
-    _flag_diacritics(glossary)
     alt2main, ambiguous = _resolve(glossary, keep_ambiguous)
+    _flag_diacritics(glossary)
+    unwanted = {normalise(line) for line in read_list(blacklist)} if blacklist else set()
+    _drop_unwanted(glossary, [alt2main, ambiguous], unwanted, filters)
     if not glossary.terms:
         raise InputError(f"{', '.join(map(str, term_files))}: no usable term in the glossary; set glossary.terms")
     by_main: dict[str, list[str]] = defaultdict(list)
@@ -110,7 +109,11 @@ def _add_alias(entry: AliasEntry, glossary: Glossary) -> None:
     glossary.aliases[alias] = (target, entry.source)
 
 
-def _drop_unwanted(glossary: Glossary, blacklist: set[str], filters: TermFilters) -> None:
+def _drop_unwanted(
+    glossary: Glossary, alias_maps: list[dict[str, str]], blacklist: set[str], filters: TermFilters
+) -> None:
+    """Take what is blacklisted or filtered out of the terms and out of the aliases, which are resolved by now."""
+
     def problem(surface: str) -> tuple[str, str] | None:
         return ("blacklisted", "it is on the blacklist") if surface in blacklist else filters.problem(surface)
 
@@ -118,12 +121,15 @@ def _drop_unwanted(glossary: Glossary, blacklist: set[str], filters: TermFilters
         if found := problem(main):
             glossary.conflict(found[0], main, glossary.sources[main], f"dropped, with its aliases: {found[1]}")
             del glossary.terms[main]
-            glossary.dropped.add(main)
-    for alias, (_, source) in list(glossary.aliases.items()):
-        # An alias that a main term of the same spelling overrules was dropped, or kept, with it.
-        if alias not in glossary.terms and alias not in glossary.dropped and (found := problem(alias)):
-            glossary.conflict(found[0], alias, source, f"dropped: {found[1]}")
-            del glossary.aliases[alias]
+    for aliases in alias_maps:
+        for alias, main in list(aliases.items()):
+            source = glossary.aliases[alias][1]
+            if main not in glossary.terms:
+                glossary.conflict("main_term_dropped", alias, source, f"dropped with {main!r}")
+                del aliases[alias]
+            elif found := problem(alias):
+                glossary.conflict(found[0], alias, source, f"dropped: {found[1]}")
+                del aliases[alias]
 
 
 def _flag_diacritics(glossary: Glossary) -> None:
@@ -161,7 +167,7 @@ def _resolve(glossary: Glossary, keep_ambiguous: bool) -> tuple[dict[str, str], 
             seen.append(target)
             target = glossary.aliases[target][0]
         if target not in glossary.terms:
-            glossary.conflict(*_lost(alias, source, seen, target, glossary.dropped))
+            glossary.conflict(*_lost(alias, source, seen, target))
         elif not (why := ambiguous_aliases.problem(alias, target)):
             alt2main[alias] = target
         elif keep_ambiguous:
@@ -173,10 +179,8 @@ def _resolve(glossary: Glossary, keep_ambiguous: bool) -> tuple[dict[str, str], 
     return alt2main, ambiguous
 
 
-def _lost(alias: str, source: str, seen: list[str], target: str, dropped: set[str]) -> tuple[str, str, str, str]:
+def _lost(alias: str, source: str, seen: list[str], target: str) -> tuple[str, str, str, str]:
     """The conflict of an alias that leads to no main term."""
     if target in seen:
         return "alias_cycle", alias, source, f"dropped: {' -> '.join([*seen, target])}"
-    if target in dropped:
-        return "main_term_dropped", alias, source, f"dropped with {target!r}"
     return "missing_main_term", alias, source, f"dropped: {target!r} is not in the glossary"

@@ -134,13 +134,21 @@ def _plain(value: Any) -> Any:
 
 
 def _table_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
+    text = io.StringIO(_text(path), newline="")
+    # In a TSV a quotation mark is a character like any other: one left open must not swallow the lines below.
+    reader = (
+        csv.reader(text, "excel-tab", quoting=csv.QUOTE_NONE)
+        if path.suffix == ".tsv"
+        else csv.reader(text, strict=True)
+    )
     try:
         header = next(reader, [])
         for cells in reader:
             if not any(cell.strip() for cell in cells):
                 continue
             source = f"{path}:{reader.line_num}"
+            if any("\n" in cell for cell in cells):
+                raise InputError(f"{source}: a quotation mark opens above and closes only here; mend these lines")
             if len(cells) != len(header):
                 raise InputError(f"{source}: {len(cells)} columns where the header has {len(header)}; mend this line")
             yield source, dict(zip(header, cells, strict=True))

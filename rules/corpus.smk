@@ -1,9 +1,11 @@
 # corpus: a corpus in any known format -> corpus/{shard}.parquet
 
+from earmark.corpus.inputs import input_files
+
 
 rule corpus_manifest:
     input:
-        manifest=config["corpus"]["manifest"],
+        input_files(config["corpus"]["format"], Path(config["corpus"]["manifest"])),
     output:
         shards=sharded("corpus/manifest"),
         counts=DATA / "corpus/manifest.json",
@@ -15,6 +17,7 @@ rule corpus_manifest:
     resources:
         **grows(mem_mb=2000, runtime_min=60),
     params:
+        manifest=config["corpus"]["manifest"],
         format=config["corpus"]["format"],
         audio_root=config["corpus"]["audio_root"],
         columns=config["corpus"]["columns"],

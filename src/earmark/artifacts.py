@@ -13,6 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -119,6 +120,15 @@ PREDICTIONS = pa.schema(
 _COUNTS_KEY = b"earmark_counts"
 
 
+@cache
+def _left_behind(folder: Path) -> dict[str, list[Path]]:
+    """Temporary files in `folder` by the name they were to get. Looked up once: a stage may write thousands there."""
+    found: dict[str, list[Path]] = {}
+    for path in folder.glob(".*.tmp"):
+        found.setdefault(path.name[1:].removesuffix(".tmp").rpartition(".")[0], []).append(path)
+    return found
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends without an error.
@@ -126,7 +136,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     What an earlier, killed writer of the same path left behind is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):
+    for stale in _left_behind(path.parent.resolve()).pop(path.name, []):
         stale.unlink(missing_ok=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:

@@ -108,8 +108,6 @@ class Recording:
                 raise ValueError(f"{self.source}: span at {start_s} s comes after one that starts later")
             place = held_from + len(held)
             pieces, held_from = [held[start - held_from :]], start
-            if len(clipped):
-                clipped = clipped[np.searchsorted(clipped, start * frames_per_sample) :]
             while place < end and (block := next(blocks, None)) is not None:
                 samples, newly_clipped = block
                 if place + len(samples) > start:
@@ -118,12 +116,16 @@ class Recording:
                     clipped = np.concatenate([clipped, newly_clipped])
                 place += len(samples)
             held = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+            if len(clipped):
+                clipped = clipped[np.searchsorted(clipped, start * frames_per_sample) :]
             span = held[: end - start]
             inside = np.searchsorted(clipped, (start + len(span)) * frames_per_sample) if len(clipped) else 0
             yield span, min(1.0, float(inside) / max(1.0, len(span) * frames_per_sample))
 
     def _opened(self) -> _Stream:
         path, row = self.source.path, self.source.row
+        if row is None and not is_missing(path) and not path.is_file():
+            raise self._unreadable("it is no regular file")  # a pipe would be waited for
         try:
             file = _Stream(str(path) if row is None else io.BytesIO(packed_audio(path, row)))
         except _UNREADABLE as error:

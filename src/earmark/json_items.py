@@ -13,6 +13,7 @@ from earmark.files import opened
 
 LONGEST_VALUE = 2**26  # characters; it is held in memory as a whole
 _CHUNK = 2**20  # characters
+_AFTER_NUMBER = tuple(",]} \t\r\n")
 
 
 def list_items(path: Path, name: str | None = None) -> Iterator[Any]:
@@ -84,8 +85,9 @@ class _Document:
             except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits
                 self.refuse(str(error))
             else:
-                # What ends where the chunk does may go on in the next one, as a number.
-                if end < len(self._held) or self._ended:
+                # A number may go on where the chunk ends, or be read up to its point: "1.5" as 1.
+                whole = self._held[end : end + 1] in _AFTER_NUMBER if isinstance(value, int | float) else True
+                if (whole and end < len(self._held)) or self._ended:
                     self._at = end
                     return value
             if self._ended:

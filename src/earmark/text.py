@@ -6,6 +6,8 @@ import re
 import unicodedata
 
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2019\u02bc\uff07\u00b4`", "'"))
+# NFKC would make letters of trade marks; soft hyphens only say where a line may break.
+_BEFORE_FOLDING = _APOSTROPHES | {0x2122: " ", 0x2120: " ", 0xAD: None}
 # Variation selectors choose a glyph and change no word.
 _COMPOSED = _APOSTROPHES | dict.fromkeys([*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)])
 _NOT_LETTER = re.compile(r"[^\w\s']|_")
@@ -35,7 +37,7 @@ def words(text: str) -> list[str]:
     """
     if text.isascii():  # nothing to fold but case
         return _split(text.replace("`", "'").lower())
-    folded = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).casefold()
+    folded = unicodedata.normalize("NFKC", text.translate(_BEFORE_FOLDING)).casefold()
     composed = unicodedata.normalize("NFKC", folded).translate(_COMPOSED)
     return _split(composed)
 

@@ -1,4 +1,5 @@
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -214,3 +215,17 @@ def test_damaged_files_are_read_or_refused_but_nothing_else(tmp_path, container,
     else:
         assert samples.ndim == 1
         assert len(samples) > 0
+
+
+def test_what_is_clipped_before_a_span_does_not_count_against_it(write_wav):
+    random = np.random.default_rng(0)
+    samples = np.concatenate([np.sign(random.normal(size=160_000)), 0.3 * np.sin(np.arange(80_000) / 9)])
+    with Recording(write_wav("a.wav", samples=samples)) as recording:
+        shares = [clipped for _, clipped in recording.spans([(0.0, 1.0), (9.5, 10.5), (10.2, 15.0)])]
+    assert shares == [1.0, pytest.approx(0.5, abs=0.01), 0.0]
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.wav")
+    with pytest.raises(AudioError, match="no regular file"):
+        read_audio(tmp_path / "a.wav")

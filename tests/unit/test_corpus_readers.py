@@ -9,6 +9,7 @@ from earmark.corpus.lines import LONGEST_LINE_BYTES
 from earmark.corpus.readers import read_corpus
 from earmark.corpus.records import BadEntry, Segment, recording_id_of
 from earmark.errors import InputError
+from earmark.text import id_problem
 
 HEADER = "segment_id\taudio\ttext\toffset_s\tduration_s\n"
 HOSTILE_IDS = ["../../evil", "a/b", 'a"b', "a\u2028b", "a\0b", "\U0001f600", "x" * 10_000, "a b", "", ".hidden", "-rf"]
@@ -78,7 +79,9 @@ def test_every_audio_path_gives_a_recording_of_its_own_with_a_usable_id():
         ("../b.flac", "b-HASH"),
         ("a/../b.flac", "b-HASH"),
         ("long/" * 60 + "x.wav", "x-HASH"),
-        ("😀.wav", "recording-HASH"),
+        ("😀.wav", "unnamed-HASH"),
+        ("rec.1", "rec.1"),
+        ("rec.2", "rec.2"),
     ],
 )
 def test_a_recording_is_called_after_its_audio_path(audio, pattern):
@@ -146,12 +149,33 @@ def test_a_bad_tsv_line_is_rejected_with_its_place_and_the_rest_is_read(tmp_path
 
 @pytest.mark.parametrize("identifier", HOSTILE_IDS)
 @pytest.mark.parametrize("field", ["key", "recording_id", "speaker"])
-def test_hostile_ids_are_rejected_whole(tmp_path, field, identifier):
-    rows = read(tmp_path, line(**{field: identifier}), "jsonl")
-    if not identifier and field != "key":
-        assert isinstance(rows[0], Segment)  # an empty cell means "not stated"
-    else:
-        assert (rows[0].reason, rows[0].id) == ("bad_id", identifier if field == "key" else "s1")
+def test_hostile_segment_ids_are_rejected_and_other_names_are_made_ids(tmp_path, field, identifier):
+    [row] = read(tmp_path, line(**{field: identifier}), "jsonl")
+    if field == "key":
+        assert (row.reason, row.id) == ("bad_id", identifier)
+    else:  # an empty cell means "not stated"
+        assert id_problem(row.recording_id) is None
+        assert id_problem(row.speaker_id) is None
+        assert row.speaker_stated == (field == "speaker" and bool(identifier))
+
+
+def test_two_names_never_become_one_id(tmp_path):
+    names = ["John Smith", "John-Smith", "John  Smith", "John/Smith", "😀", "😃"]
+    rows = [read(tmp_path, line(speaker=name), "jsonl")[0] for name in names]
+    assert len({row.speaker_id for row in rows}) == len(names)
+    assert rows[0].speaker_id.startswith("John-Smith-")
+
+
+@pytest.mark.parametrize("value", ["1e303", "1_0", "nan", "\u0661", "-1", "1e8", "0x10", "1" * 400])
+def test_a_number_that_no_clock_shows_is_a_bad_time(tmp_path, value):
+    [row] = read(tmp_path, line(duration_s=value), "jsonl")
+    assert row.reason == "bad_time"
+
+
+@pytest.mark.parametrize(("stated", "code"), [("English", "en"), ("eng", "en"), ("en-US", "en-US"), ("Tamil", "Tamil")])
+def test_a_language_is_never_replaced_by_the_default(tmp_path, stated, code):
+    [row] = read(tmp_path, line(language=stated), "jsonl")
+    assert row.language == code
 
 
 @pytest.mark.parametrize(

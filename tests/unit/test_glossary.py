@@ -330,3 +330,31 @@ def test_hostile_surfaces_do_no_harm(tmp_path):
     assert len(glossary) + len(conflicts) == len(hostile)
     assert set(conflicts) == {("empty_surface", "😀")}
     assert {entry["term"] for entry in glossary.values()} == {surface.strip() for surface in hostile} - {"😀"}
+
+
+def test_what_is_dropped_as_a_term_is_no_alias_of_another_either(tmp_path):
+    glossary, alt2main, conflicts = merge(
+        tmp_path, [{"acme corporation": {}, "zorblat": {}}], [{"zorblat": "acme corporation"}], blacklist=["zorblat"]
+    )
+    assert (list(glossary), alt2main) == (["acme corporation"], {})
+    assert ("blacklisted", "zorblat") in conflicts
+
+
+def test_a_chain_goes_through_an_alias_that_is_filtered_itself(tmp_path):
+    _, alt2main, conflicts = merge(
+        tmp_path, [{"microsoft": {}}], [{"ms office suite": "ms", "ms": "microsoft"}], filters=TermFilters()
+    )
+    assert alt2main == {"ms office suite": "microsoft"}
+    assert set(conflicts) == {("too_short", "ms")}
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv"])
+def test_a_quotation_mark_left_open_swallows_no_lines(tmp_path, name):
+    (tmp_path / name).write_text('term\n"heroes\nkilimanjaro\nfoobarium\n')
+    settings = {"blacklist": None, "filters": TermFilters(), "keep_ambiguous": False}
+    if name == "a.csv":
+        with pytest.raises(InputError, match=r"a\.csv:\d"):
+            merge_glossary([tmp_path / name], [], tmp_path / "out", **settings)
+    else:
+        merge_glossary([tmp_path / name], [], tmp_path / "out", **settings)
+        assert list(read_json(tmp_path / "out/glossary.json")) == ["foobarium", "heroes", "kilimanjaro"]

@@ -161,7 +161,7 @@ def test_every_column_we_know_is_read(tmp_path, suffix):
     )  # fmt: skip
     path = write(tmp_path / f"full{suffix}", full)
     assert read(path) == [
-        Entry(f"{path}, row 0", "s0", str(path), "hello 0", "r1", "anna", 1.5, "2", "en", "dev", "1", 0)
+        Entry(f"{path}, row 0", "s0", str(path), "hello 0", "r1", "anna", 1.5, "2", "English", "dev", "1", 0)
     ]
 
 

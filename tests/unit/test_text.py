@@ -112,3 +112,7 @@ def test_readable_text_joins_chinese_and_japanese_characters_and_nothing_else():
     assert readable(normalise("コンピュータ を使う")) == "コンピュータを使う"
     assert readable("zürich is big") == "zürich is big"
     assert words(readable("我 的 iphone 手 机")) == ["我", "的", "iphone", "手", "机"]
+
+
+def test_trade_marks_and_soft_hyphens_leave_a_word_as_it_is():
+    assert words("Noralux\u2122 caf\u00ad\u00e9 Acme\u2120") == ["noralux", "caf\u00e9", "acme"]

@@ -24,7 +24,7 @@ def test_a_garbage_tag_anywhere_marks_what_was_not_transcribed(tag):
         assert tag.lower() in detail.lower()
 
 
-@pytest.mark.parametrize("tag", ["<unk>", "<UNK>", "<laughter>", "<spoken_noise>", "<s>"])
+@pytest.mark.parametrize("tag", ["<unk>", "<UNK>", "<laughter>", "<spoken_noise>", "<s>", "[laughter]", "[NOISE]"])
 def test_any_other_tag_is_named_as_no_word(tag):
     reason, detail = transcript_problem(f"yes {tag} <COMMA> no")
     assert reason == "unknown_tag"
@@ -32,7 +32,8 @@ def test_any_other_tag_is_named_as_no_word(tag):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "two words", "2 < 3", "a < b and c > d", "1 <> 2", "<not closed", "closed>", "手机"]
+    "text",
+    ["", "two words", "2 < 3", "a < b and c > d", "1 <> 2", "<not closed", "closed>", "手机", "x [a b] y", "[] ]["],
 )
 def test_text_without_tags_passes(text):
     assert transcript_problem(text) is None

@@ -135,3 +135,10 @@ def test_mfa_aligns_every_shard_and_its_kept_textgrids_give_the_same_words(workp
         with tarfile.open(path) as archive:
             names += archive.getnames()
     assert len([name for name in names if name.endswith(".TextGrid")]) == len(utterances)
+
+    config["run"] = "again"
+    config["align"] |= {"backend": "textgrid", "textgrid": {"path": "data/r/alignments/textgrids"}}
+    run = run_snakemake(folder, "align", configfile=config)
+    assert run.status == 0, run.output[-3000:]
+    again = aligned_words(folder / "data/again")
+    assert {name: row["words"] for name, row in again.items()} == {name: row["words"] for name, row in found.items()}

@@ -6,7 +6,7 @@ from earmark.logs import job_log
 with job_log(snakemake.log[0]):
     params = snakemake.params
     split_manifest(
-        Path(snakemake.input.manifest),
+        Path(params.manifest),
         {Path(path).stem: Path(path) for path in snakemake.output.shards},
         Path(snakemake.output.counts),
         format=params.format,

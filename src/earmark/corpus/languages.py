@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
-_CODE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*")
 _CODES = {
     "arabic": "ar",
     "cantonese": "yue",
@@ -12,6 +9,7 @@ _CODES = {
     "chinese": "zh",
     "czech": "cs",
     "dutch": "nl",
+    "eng": "en",
     "english": "en",
     "french": "fr",
     "german": "de",
@@ -33,7 +31,7 @@ _CODES = {
 }
 
 
-def language_code(name: str) -> str | None:
-    """`name` where it looks like a code (en, en-US, yue), the code of a common language's English name, or None."""
+def language_code(name: str) -> str:
+    """The code of a common language's English name or three-letter code; anything else (en-US, yue, Tamil) as it is."""
     name = name.strip()
-    return name if _CODE.fullmatch(name) else _CODES.get(name.casefold())
+    return _CODES.get(name.casefold(), name)

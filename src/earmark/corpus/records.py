@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,7 +9,14 @@ from hashlib import blake2b
 from pathlib import Path, PurePath
 
 from earmark import text
+from earmark.corpus.languages import language_code
 from earmark.corpus.transcripts import transcript_problem, without_punctuation_tags
+
+AUDIO_SUFFIXES = frozenset(
+    ".aac .aif .aiff .au .caf .flac .m4a .mp3 .mp4 .oga .ogg .opus .raw .sph .w64 .wav .webm .wma".split()  # noqa: SIM905
+)
+LONGEST_S = 1e7  # of a recording: four months
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?\s*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,7 @@ class EntryError(Exception):
 def checked(entry: Entry, root: Path, language: str) -> Segment | BadEntry:
     """`entry` as a Segment with an absolute audio path, or why it is none.
 
+    Names of speakers and recordings that cannot be ids are changed until they can, each into one of its own.
     Reasons: bad_id, missing_audio, no_text, garbage_tag, unknown_tag, bad_time, bad_channel.
     """
     try:
@@ -89,13 +96,8 @@ def checked(entry: Entry, root: Path, language: str) -> Segment | BadEntry:
 
 
 def _segment(entry: Entry, root: Path, language: str) -> Segment:
-    for name, value in (
-        ("segment_id", entry.segment_id),
-        ("recording_id", entry.recording_id),
-        ("speaker_id", entry.speaker_id),
-    ):
-        if (value or name == "segment_id") and (why := text.id_problem(value or "")):
-            raise EntryError("bad_id", f"{name} {str(value)[:80]!r} {why}")
+    if why := text.id_problem(entry.segment_id):
+        raise EntryError("bad_id", f"segment_id {entry.segment_id[:80]!r} {why}")
     if not entry.audio or "\0" in entry.audio:
         raise EntryError("missing_audio", "the audio path is empty or holds a NUL")
     if problem := transcript_problem(entry.text):
@@ -103,7 +105,7 @@ def _segment(entry: Entry, root: Path, language: str) -> Segment:
     if not (spoken := text.normalise(without_punctuation_tags(entry.text))):
         raise EntryError("no_text", "the text holds no word")
     audio_path = _absolute(root, entry.audio)
-    recording_id = entry.recording_id or recording_id_of(entry.audio)
+    recording_id = _usable_id(entry.recording_id) if entry.recording_id else recording_id_of(entry.audio)
     offset_s = _seconds("offset_s", entry.offset_s)
     duration_s = _seconds("duration_s", entry.duration_s)
     if duration_s == 0:
@@ -111,14 +113,14 @@ def _segment(entry: Entry, root: Path, language: str) -> Segment:
     return Segment(
         segment_id=entry.segment_id,
         recording_id=recording_id,
-        speaker_id=entry.speaker_id or recording_id,
+        speaker_id=_usable_id(entry.speaker_id) if entry.speaker_id else recording_id,
         audio_path=audio_path,
         audio_row=entry.audio_row,
         channel=_channel(entry.channel),
         offset_s=offset_s or 0.0,
         duration_s=duration_s,
         text=spoken,
-        language=entry.language or language,
+        language=language_code(entry.language) if entry.language else language,
         split=entry.split or None,
         source=entry.source,
         speaker_stated=bool(entry.speaker_id),
@@ -127,22 +129,35 @@ def _segment(entry: Entry, root: Path, language: str) -> Segment:
 
 @lru_cache  # segments of one recording mostly follow each other
 def recording_id_of(audio: str) -> str:
-    """The id of a recording that the corpus names by its audio path alone; the suffix does not count.
+    """The id of a recording that the corpus names by its audio path alone; a suffix of audio does not count.
 
     `a.wav` -> `a`; any other path gets a digest of itself, as `x/y.wav` and `x-y.wav` are two recordings:
     `x/y.wav` -> `x-y-8c9048ad`; `/data/my talk.wav` -> `my-talk-` and a digest.
     """
     path = PurePath(audio)
-    name = str(path.parent / path.stem)
+    path = path.with_suffix("") if path.suffix.lower() in AUDIO_SUFFIXES else path
+    name = str(path)
     if text.id_problem(name) is None:
         return name
     digest = blake2b(name.encode(), digest_size=4).hexdigest()
     nested = f"{name.replace('/', '-')}-{digest}"
     if ".." not in path.parts and text.id_problem(nested) is None:
         return nested
-    stem = re.sub(r"[^\w.@+=-]", "-", path.stem).lstrip(".@+=-") or "recording"
+    return _slug(path.name, digest)
+
+
+@lru_cache
+def _usable_id(name: str) -> str:
+    """A speaker's or recording's name as an id: `John Smith` -> `John-Smith-` and a digest."""
+    if text.id_problem(name) is None:
+        return name
+    return _slug(name, blake2b(name.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest())
+
+
+def _slug(name: str, digest: str) -> str:
+    usable = re.sub(r"[^\w.@+=-]", "-", name).strip(".@+=-") or "unnamed"
     room = text.ID_MAX_BYTES - len(digest) - 1
-    return f"{stem.encode()[:room].decode(errors='ignore')}-{digest}"
+    return f"{usable.encode()[:room].decode(errors='ignore')}-{digest}"
 
 
 def duration_between(start_s: float | str, end_s: float | str) -> float:
@@ -168,22 +183,18 @@ def _absolute(root: Path, audio: str) -> str:
 def _seconds(name: str, value: float | str | None) -> float | None:
     if value is None or value == "":
         return None
-    try:
-        seconds = float(value)
-    except (ValueError, OverflowError):  # OverflowError: a whole number of hundreds of digits
-        raise EntryError("bad_time", f"{name} {str(value)[:40]!r} is no number") from None
-    if not math.isfinite(seconds) or seconds < 0:
-        raise EntryError("bad_time", f"{name} {str(value)[:40]!r} is negative or not finite")
-    return seconds
+    # float() also takes "1_0", "nan" and digits of every script, which damaged files hold.
+    if isinstance(value, str) and not _NUMBER.fullmatch(value):
+        raise EntryError("bad_time", f"{name} {value[:40]!r} is no number")
+    if not 0 <= (seconds := value if isinstance(value, int) else float(value)) <= LONGEST_S:
+        raise EntryError("bad_time", f"{name} {str(value)[:40]!r} is negative, not finite or over {LONGEST_S:g} s")
+    return float(seconds)
 
 
 def _channel(value: int | str | None) -> int | None:
     if value is None or value == "":
         return None
-    try:
-        channel = int(value)
-    except ValueError:
-        channel = -1
+    channel = int(value) if isinstance(value, int) or (value.isascii() and value.isdigit() and len(value) < 5) else -1
     if not 0 <= channel < 1024:
         raise EntryError("bad_channel", f"channel {str(value)[:40]!r} is no number from 0")
     return channel

@@ -25,6 +25,7 @@ MANIFEST = CORPUS.append(pa.field("source", pa.string()))
 
 UNKNOWN_DURATION_S = 5.0  # what a segment without duration_s weighs when shards are balanced
 BATCH_ROWS = 16_384
+NAMED_REPEATS = 250_000  # repeated ids that are looked up at once, in a pass over all segments
 SAMPLE_STEP = 997  # of so many segments one tells how audio paths are spread
 
 # Rows of a packed file that stay together, so that a shard's job reads few parts of few files.
@@ -62,7 +63,9 @@ def split_manifest(
     with Spool(summary.parent, MANIFEST) as spool:
         segments = _spooled(progress(rows, unit="manifest lines"), spool, rejected)
         if not rejected.input:
-            raise InputError(f"{manifest}: the manifest holds no segment; add one segment a line below the header")
+            raise InputError(
+                f"{manifest}: holds no segment; set corpus.manifest and corpus.format to what the corpus is"
+            )
         keeps = _reject_repeats(segments, spool, rejected)
         rejected.kept = int(keeps.sum())
         rejected.close(summary)
@@ -150,10 +153,10 @@ def _reject_repeats(segments: _Segments, spool: Spool, rejected: RejectedRows) -
     keeps[repeats] = False
     by_place = np.argsort(repeats)
     repeats, firsts = repeats[by_place], firsts[by_place]
-    named = np.union1d(repeats, firsts)
-    table = spool.take(named, ["segment_id", "source"])
-    for start in range(0, len(repeats), BATCH_ROWS):
-        part = slice(start, start + BATCH_ROWS)
+    for start in range(0, len(repeats), NAMED_REPEATS):
+        part = slice(start, start + NAMED_REPEATS)
+        named = np.union1d(repeats[part], firsts[part])
+        table = spool.take(named, ["segment_id", "source"])
         later = table.take(pa.array(np.searchsorted(named, repeats[part]))).to_pylist()
         earlier = table["source"].take(pa.array(np.searchsorted(named, firsts[part]))).to_pylist()
         for row, first_source in zip(later, earlier, strict=True):

@@ -11,7 +11,7 @@ GARBAGE_TAGS = ("<SIL>", "<MUSIC>", "<NOISE>", "<OTHER>")
 
 _PUNCTUATION = re.compile("|".join(PUNCTUATION_TAGS), re.IGNORECASE)
 _GARBAGE = re.compile("|".join(GARBAGE_TAGS), re.IGNORECASE)
-_TAG = re.compile(r"<[^<>\s]{1,40}>")
+_TAG = re.compile(r"<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]")
 
 
 def without_punctuation_tags(text: str) -> str:
@@ -22,10 +22,10 @@ def without_punctuation_tags(text: str) -> str:
 def transcript_problem(text: str) -> tuple[str, str] | None:
     """(reason, detail) why `text` is no transcript of speech, or None.
 
-    garbage_tag: one of GARBAGE_TAGS. unknown_tag: anything else in angle brackets, such as <unk>, which would be taken
-    for a word.
+    garbage_tag: one of GARBAGE_TAGS. unknown_tag: anything else in angle or square brackets, such as <unk> or
+    [laughter], which would be taken for a word.
     """
-    if "<" not in text:
+    if "<" not in text and "[" not in text:
         return None
     if found := _GARBAGE.search(text):
         return "garbage_tag", f"the text holds {found[0]}: no transcribed speech"

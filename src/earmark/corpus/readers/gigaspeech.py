@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from earmark.corpus.languages import language_code
 from earmark.corpus.lines import opened, scalar_text
 from earmark.corpus.readers.tables import tsv_rows
 from earmark.corpus.records import BadEntry, Entry, EntryError, duration_between
@@ -67,7 +66,7 @@ def _read_tsv(manifest: Path) -> Iterator[Entry | BadEntry]:
             speaker_id=_stated(cells.get("speaker")),
             offset_s=offset_s,
             duration_s=duration_s,
-            language=language_code(cells.get("language", "")),
+            language=cells.get("language"),
         )
 
 

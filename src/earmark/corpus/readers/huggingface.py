@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from earmark.corpus.languages import language_code
 from earmark.corpus.readers.tables import accepted_spellings
 from earmark.corpus.records import BadEntry, Entry, EntryError, recording_id_of
 from earmark.errors import InputError
@@ -41,7 +40,7 @@ def read(manifest: Path, *, columns: Mapping[str, str]) -> Iterator[Entry | BadE
     """
     root = manifest if manifest.is_dir() else manifest.parent
     for path, split in _files(manifest):
-        name = recording_id_of(str(path.relative_to(root)))
+        name = recording_id_of(str(path.relative_to(root).with_suffix("")))
         yield from _entries(PackedFile(path.absolute()), name, split, columns)
 
 
@@ -70,6 +69,8 @@ def _saved(folder: Path) -> list[tuple[Path, str | None]]:
         raise InputError(f"{state}: the rows are a selection of the files'; call flatten_indices() and save it again")
     if not all(isinstance(file, dict) and isinstance(file.get("filename"), str) for file in files):
         raise InputError(f"{state}: _data_files is not a list of files; save the data set again")
+    if outside := next((file["filename"] for file in files if Path(file["filename"]).name != file["filename"]), None):
+        raise InputError(f"{state}: _data_files names {outside!r}, which lies elsewhere; save the data set again")
     split = _json(state).get("_split")
     return [(folder / file["filename"], str(split) if split else None) for file in files]
 
@@ -111,8 +112,6 @@ def _entries(file: PackedFile, name: str, split: str | None, columns: Mapping[st
             if packed:  # a recording of its own, whatever path stands beside the bytes
                 fields |= {"audio": str(file.path), "audio_row": row}
                 fields["recording_id"] = fields.get("recording_id") or segment_id
-            if fields.get("language"):
-                fields["language"] = language_code(fields["language"])
             for ours, reason in _WITHOUT_VALUE.items():
                 if fields[ours] is None:
                     raise EntryError(reason, f"the column {theirs[ours]} is null")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from earmark.corpus.disk_table import DiskTables
-from earmark.corpus.languages import language_code
 from earmark.corpus.lines import decoded, json_object, numbered_lines, scalar_text
 from earmark.corpus.records import BadEntry, Entry, EntryError
 from earmark.errors import InputError
@@ -120,7 +119,7 @@ def _entry(source: str, line: bytes, split: str | None, tables: DiskTables, reco
             speaker_id=None if row.get("speaker") is None else _stated("speaker", row),
             offset_s=_stated("start", row),
             duration_s=_stated("duration", row),
-            language=None if row.get("language") is None else language_code(_stated("language", row)),
+            language=None if row.get("language") is None else _stated("language", row),
             split=split,
             channel=channel,
         )

@@ -17,7 +17,7 @@ rule corpus_manifest:
     resources:
         **grows(mem_mb=2000, runtime_min=60),
     params:
-        manifest=config["corpus"]["manifest"],
+        manifest=lambda wildcards: config["corpus"]["manifest"],
         format=config["corpus"]["format"],
         audio_root=config["corpus"]["audio_root"],
         columns=config["corpus"]["columns"],

@@ -7,7 +7,7 @@ from earmark.corpus.inputs import input_files
     ("format", "files", "read"),
     [
         ("kaldi", ["text", "wav.scp", "utt2dur", "a.wav"], ["wav.scp", "text"]),
-        ("lhotse", ["recordings.jsonl.gz", "supervisions.jsonl", "x.flac"], ["recordings.jsonl.gz", "supervisions.jsonl"]),
+        ("lhotse", ["recordings.jsonl.gz", "x.jsonl", "x.flac"], ["recordings.jsonl.gz", "x.jsonl"]),
         ("librispeech", ["1/2/1-2.trans.txt", "1/2/1-2-0000.flac"], ["1/2/1-2.trans.txt"]),
         ("huggingface", ["a/0.arrow", "a/state.json", "b.parquet", "x.md"], ["b.parquet", "a/0.arrow", "a/state.json"]),
     ],

@@ -34,7 +34,8 @@ def small_config(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "run": "small",
         "corpus": {"manifest": str(manifest), "audio_root": str(demo), "shards": 2},
         "align": {
-            "embedded": {"lexicon": str(demo / "lexicon.txt")},
+            # Scoring is most of an alignment's time; tests/workflow/test_real_speech.py has it.
+            "embedded": {"lexicon": str(demo / "lexicon.txt"), "min_quality": None},
             "reference": str(demo / "word_times.parquet"),
         },
         "glossary": {

@@ -66,3 +66,28 @@ def test_all_four_formats_and_the_interchange_file_hold_every_chunk(run_folder: 
     entries = json.loads((run_folder / "term_level_chunks_merged.json").read_text())
     assert len(entries) == sum(counts["chunks"] for counts in splits.values())
     assert all(Path(entry["term_chunk_audio"]).is_file() for entry in entries)
+
+
+def test_the_interchange_file_enters_at_the_splits_and_gives_the_same_terms(
+    run_folder: Path, run_snakemake: Callable, repo: Path, tmp_path: Path
+) -> None:
+    merged = run_folder / "term_level_chunks_merged.json"
+    (tmp_path / "again.yaml").write_text(f"run: again\nchunks: {{from_file: ['{merged}']}}\n", encoding="utf-8")
+    place = run_folder.parent.parent  # the tracked configuration names its glossary from here
+    run = run_snakemake(place, "merge", configfile=[repo / "tests/configs/speech.yaml", tmp_path / "again.yaml"])
+    assert run.status == 0, run.output[-4000:]
+    again = place / "data/again"
+    assert not (again / "corpus").exists()
+    assert not (again / "alignments").exists()
+    steps = {step["step"]: step for step in json.loads((again / "funnel.json").read_text())["steps"]}
+    assert list(steps) == ["manifest", "chunks", "splits"]
+    assert steps["chunks"]["kept"] == len(json.loads(merged.read_text()))
+
+    def terms(folder: Path) -> dict[str, list[tuple]]:
+        columns = ["segment_id", "speaker_id", "main_term", "text"]
+        return {
+            path.stem: sorted(tuple(map(str, row.values())) for row in pq.read_table(path, columns=columns).to_pylist())
+            for path in sorted(folder.glob("splits/*.parquet"))
+        }
+
+    assert terms(again) == terms(run_folder)

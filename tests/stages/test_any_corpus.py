@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -32,10 +33,10 @@ def rows(demo):
     names = [name for name in names if name.endswith("-01")][:2]
     chosen = [row for name in names for row in [row for row in every if row["recording_id"] == name][:4]]
     for row in chosen:
-        row["audio"] = str(demo / row["audio"])
+        row["path"] = str(demo / row["audio"])
         row["start"], row["length"] = float(row["offset_s"]), float(row["duration_s"])
         span = (row["start"], row["start"] + row["length"])
-        [row["samples"]] = read_spans(AudioSource(demo / row["audio"]), [span])
+        [row["samples"]] = read_spans(AudioSource(Path(row["path"])), [span])
     return chosen
 
 
@@ -123,7 +124,7 @@ def write_kaldi(folder, rows):
 def write_lhotse(folder, rows):
     recordings, supervisions = {}, []
     for row in rows:
-        info = soundfile.info(row["audio"])
+        info = soundfile.info(row["path"])
         recordings[row["recording_id"]] = {
             "id": row["recording_id"], "sampling_rate": info.samplerate, "num_samples": info.frames,
             "duration": info.duration, "channel_ids": [0],
@@ -174,15 +175,19 @@ FORMATS = [
     ("huggingface", write_datasets_folder),
     ("huggingface", write_parquet),
 ]
+# Corpora that come with their audio; the others name the demo's, relative to the audio root.
+HOLD_AUDIO = (write_librispeech, write_datasets_folder, write_parquet)
+NAMELESS = (write_jsonl, write_gigaspeech_tsv)  # a recording is called after its file
 
 
 @pytest.mark.parametrize(("format", "write"), FORMATS, ids=[write.__name__ for _, write in FORMATS])
-def test_every_format_gives_the_same_segments_with_the_same_audio(format, write, rows, tmp_path):
+def test_every_format_gives_the_same_segments_with_the_same_audio(format, write, rows, demo, tmp_path):
     (tmp_path / "corpus").mkdir()
     manifest = write(tmp_path / "corpus", rows)
     shards = {name: tmp_path / f"manifest/{name}.parquet" for name in ("0000", "0001")}
     split_manifest(
-        manifest, shards, tmp_path / "manifest.json", format=format, audio_root=None, columns={}, subset=None,
+        manifest, shards, tmp_path / "manifest.json", format=format, columns={}, subset=None,
+        audio_root=None if write in HOLD_AUDIO else demo,
         language="en", max_rejected_fraction=0.0,
     )  # fmt: skip
     found = []
@@ -206,3 +211,8 @@ def test_every_format_gives_the_same_segments_with_the_same_audio(format, write,
         shared = min(len(samples), len(truth))
         assert np.abs(samples[:shared] - truth[:shared]).max() <= 1 / 32768  # 16 bit
         assert row["language"] == "en"
+        assert row["channel"] is None or write is write_lhotse
+        if write not in HOLD_AUDIO:
+            assert (row["audio_path"], row["audio_row"]) == (expected[row["text"]]["path"], None)
+            if write not in NAMELESS:
+                assert row["recording_id"] == expected[row["text"]]["recording_id"]

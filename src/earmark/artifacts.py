@@ -162,22 +162,6 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; InputError names the file and the line where it breaks."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file; check the path in the configuration") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path in the configuration") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); mend this line") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
-        raise InputError(f"{path}: not usable JSON ({error})") from None
-
-
 def rejected_path(path: Path) -> Path:
     """`x.parquet` -> `x.rejected.jsonl`, the file that holds what a stage dropped from `x`."""
     return path.with_name(path.stem + ".rejected.jsonl")

@@ -25,9 +25,8 @@ CLIPPED_FROM = 0.98
 
 # soundfile's own errors; TypeError for headerless audio (.raw); MemoryError for a header that claims too many channels.
 _UNREADABLE = (soundfile.LibsndfileError, OSError, TypeError, MemoryError)
-_UNKNOWN_FRAMES = (
-    2**62
-)  # libsndfile says 2^63 - 1 where a FLAC header states no length, and cannot read such to its end
+# libsndfile says 2^63 - 1 where a FLAC header states no length, and cannot read such a file to its end.
+_UNKNOWN_FRAMES = 2**62
 
 
 @dataclass(frozen=True)

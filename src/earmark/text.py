@@ -63,6 +63,11 @@ def readable(normalised: str) -> str:
     return normalised if normalised.isascii() else _BETWEEN_CHARACTERS.sub("", normalised)
 
 
+def is_unicode(text: str) -> bool:
+    """False where half of a surrogate pair stands: a byte that was not UTF-8, or half of a JSON escape."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def id_problem(identifier: str) -> str | None:
     """Why `identifier` may not be used as an id, or None if it may.
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from earmark.artifacts import iterate_rows, read_json
+from earmark.artifacts import iterate_rows
 from earmark.audio import SAMPLE_RATE, AudioSource, read_spans
 from earmark.corpus.segments import Checks, check_segments
 from earmark.corpus.sharding import split_manifest
+from earmark.files import read_json
 
 CHECKS = {
     "min_duration_s": 0.2, "max_duration_s": 40.0, "min_peak": 0.001, "min_dynamic_range_db": 6.0, "max_clipped": 0.02,

@@ -13,7 +13,6 @@ from earmark.artifacts import (
     StageTable,
     atomic_path,
     iterate_rows,
-    read_json,
     read_table,
     rejected_path,
     table_counts,
@@ -22,6 +21,7 @@ from earmark.artifacts import (
     write_table,
 )
 from earmark.errors import InputError, TooManyRejectedError
+from earmark.files import read_json
 
 SCHEMA = pa.schema([("id", pa.string()), ("value", pa.float64())])
 

@@ -12,11 +12,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from earmark.artifacts import iterate_rows, read_json, table_counts
+from earmark.artifacts import iterate_rows, table_counts
 from earmark.corpus import disk_sort, sharding
 from earmark.corpus.records import Segment
 from earmark.corpus.sharding import split_manifest
 from earmark.errors import InputError, TooManyRejectedError
+from earmark.files import read_json
 
 
 def split_file(manifest, folder, shard_count, fraction=1.0):

@@ -5,12 +5,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from earmark.artifacts import iterate_rows, read_json, rejected_path, table_counts, write_json
+from earmark.artifacts import iterate_rows, rejected_path, table_counts, write_json
 from earmark.audio import decode_audio, read_audio
+from earmark.chunks import from_file
 from earmark.chunks.from_file import deal_entries, pack_chunks
 from earmark.errors import EarmarkError, InputError, TooManyRejectedError
 from earmark.export.interchange import write_interchange
 from earmark.export.wavs import write_wavs
+from earmark.files import read_json
 
 
 def entry(segment_id="POD1_S0001", terms=("Ohm",), **changes):
@@ -78,7 +80,9 @@ def test_a_list_and_lines_become_chunks_with_their_audio_and_main_terms(tmp_path
     assert (summary["kept"], summary["without_speaker"]) == (3, 2)
 
 
-def test_chunks_of_a_recording_share_a_shard(tmp_path):
+@pytest.mark.parametrize("open_shards", [1, 250])
+def test_chunks_of_a_recording_share_a_shard_however_many_are_open_at_once(tmp_path, monkeypatch, open_shards):
+    monkeypatch.setattr(from_file, "OPEN_SHARDS", open_shards)
     entries = [entry(f"POD{number % 7}_S{number:04d}") for number in range(70)]
     outputs = deal(tmp_path, entries, shards=3)
     homes = {}

@@ -1,9 +1,10 @@
 import pyarrow as pa
 import pytest
 
-from earmark.artifacts import CHUNKS, SPLITS, StageTable, read_json, write_json
+from earmark.artifacts import CHUNKS, SPLITS, StageTable, write_json
 from earmark.chunks.funnel import write_funnel
 from earmark.errors import EarmarkError
+from earmark.files import read_json
 
 ONE = pa.schema([("segment_id", pa.string())])
 

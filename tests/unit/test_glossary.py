@@ -5,8 +5,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from earmark.artifacts import read_json
 from earmark.errors import InputError
+from earmark.files import read_json
 from earmark.glossary.filters import TermFilters
 from earmark.glossary.merge import merge_glossary
 from earmark.text import normalise

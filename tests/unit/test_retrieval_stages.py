@@ -17,10 +17,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import WhisperConfig, WhisperModel
 
-from earmark.artifacts import CHUNKS, SPLITS, read_json, read_table, table_counts, write_json, write_table
+from earmark.artifacts import CHUNKS, SPLITS, read_table, table_counts, write_json, write_table
 from earmark.audio import SAMPLE_RATE, decode_audio, encode_flac
 from earmark.errors import EarmarkError, InputError, TooManyRejectedError
 from earmark.evaluation.retrieval import evaluate
+from earmark.files import read_json
 from earmark.retrieval.audit import audit_modules
 from earmark.retrieval.augmentation import FrameAugmentation
 from earmark.retrieval.features import encode_chunks

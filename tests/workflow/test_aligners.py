@@ -10,7 +10,7 @@ import zipfile
 import pyarrow.parquet as pq
 import pytest
 
-from earmark.artifacts import read_json
+from earmark.files import read_json
 
 
 @pytest.fixture(scope="module")

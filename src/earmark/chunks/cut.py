@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from earmark.artifacts import CHUNKS, CORPUS, StageTable, iterate_rows, read_json
+from earmark.artifacts import CHUNKS, CORPUS, StageTable, iterate_rows
 from earmark.audio import SAMPLE_RATE, AudioSource, encode_flac, read_spans
 from earmark.chunks.mentions import MentionFinder
 from earmark.chunks.plan import (
@@ -27,6 +27,7 @@ from earmark.chunks.plan import (
     with_text,
 )
 from earmark.errors import InputError
+from earmark.files import read_json
 from earmark.logs import progress
 
 _ROW = [name for name in CORPUS.names if name not in ("text", "split")]

@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ import orjson
 import pyarrow as pa
 
 from earmark import text
-from earmark.artifacts import CHUNKS, RejectedRows, StageTable, iterate_rows, read_json, write_json
+from earmark.artifacts import CHUNKS, RejectedRows, StageTable, iterate_rows, write_json
 from earmark.audio import SAMPLE_RATE, encode_flac, read_audio
 from earmark.chunks.mentions import MentionFinder
 from earmark.errors import AudioError, ConfigError, InputError
-from earmark.files import opened
+from earmark.files import opened, read_json
 from earmark.json_items import list_items
 from earmark.logs import progress
 
@@ -42,6 +43,15 @@ _TIMES = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class _BadEntry:
+    """What to write into the rejected rows."""
+
+    id: str
+    reason: str
+    detail: str
+
+
 class _EntryError(Exception):
     def __init__(self, reason: str, detail: str):
         super().__init__(reason)
@@ -61,41 +71,21 @@ def deal_entries(
 
     An entry that names no recording_id belongs to the recording that the first group of `recording_pattern` finds in
     its segment id, or else to one of its own; one that names no speaker_id is spoken by its recording. Recordings go
-    to shards by a hash. `summary` holds the counts and `without_speaker`. Rejected: broken_entry, bad_id, bad_time,
-    duplicate_entry (same segment, audio, times and terms). ConfigError where the pattern fits no segment id.
+    to shards by a hash: the files are read once to check them, and once for every OPEN_SHARDS shards. `summary` holds
+    the counts and `without_speaker`. Rejected: broken_entry, bad_id, bad_time, duplicate_entry (same segment, audio,
+    times and terms). ConfigError where the pattern fits no segment id.
     """
     pattern = _compiled(recording_pattern)
-    names = sorted(shards)
     rejected = RejectedRows("entries", max_rejected_fraction)
     without_speaker = matched = 0
-    for first in range(0, len(names), OPEN_SHARDS):
-        with ExitStack() as stack:
-            tables = {
-                name: stack.enter_context(StageTable(shards[name], ENTRIES, unit="entries", max_rejected_fraction=0))
-                for name in names[first : first + OPEN_SHARDS]
-            }
-            seen: set[bytes] = set()  # 16 bytes each, some 1 GB for ten million
-            for path, source, entry in progress(_entries(files), unit="entries"):
-                try:
-                    row = _row(entry, pattern)
-                    row["audio_path"] = str((path.parent / row["audio_path"]).absolute())
-                    digest = _digest(row)
-                    if digest in seen:
-                        raise _EntryError("duplicate_entry", "the same chunk of the same segment was there before")
-                    seen.add(digest)
-                except _EntryError as error:
-                    if first == 0:
-                        segment_id = entry.get("segment_id", "") if isinstance(entry, dict) else ""
-                        rejected.reject(str(segment_id), error.reason, f"{source}: {error.detail}")
-                    continue
-                finally:
-                    rejected.input += first == 0
-                rejected.kept += first == 0
-                without_speaker += first == 0 and row["speaker_id"] == row["recording_id"]
-                matched += first == 0 and row["recording_id"] != row["segment_id"]
-                if table := tables.get(names[_position(row["recording_id"]) % len(names)]):
-                    table.rejected.input += 1
-                    table.keep(row | {"chunk_id": f"{row['segment_id']}-f{digest.hex()[:16]}", "source": source})
+    for row in progress(_rows(files, pattern), unit="entries"):
+        rejected.input += 1
+        if isinstance(row, _BadEntry):
+            rejected.reject(row.id, row.reason, row.detail)
+            continue
+        rejected.kept += 1
+        without_speaker += row["speaker_id"] == row["recording_id"]
+        matched += row["recording_id"] != row["segment_id"]
     if not rejected.input:
         raise InputError(f"{', '.join(map(str, files))}: no entry; set chunks.from_file")
     rejected.close(summary)
@@ -108,6 +98,19 @@ def deal_entries(
             "%d chunks name no speaker; their recording stands in for it, so one voice may be on both sides of a split",
             without_speaker,
         )
+    names = sorted(shards)
+    for first in range(0, len(names), OPEN_SHARDS):
+        with ExitStack() as stack:
+            tables = {
+                name: stack.enter_context(StageTable(shards[name], ENTRIES, unit="entries", max_rejected_fraction=0))
+                for name in names[first : first + OPEN_SHARDS]
+            }
+            for row in _rows(files, pattern):
+                if isinstance(row, _BadEntry):
+                    continue
+                if table := tables.get(names[_position(row["recording_id"]) % len(names)]):
+                    table.rejected.input += 1
+                    table.keep(row)
     write_json(summary, {**rejected.counts(), "without_speaker": without_speaker})
 
 
@@ -163,6 +166,24 @@ def pack_chunks(
             )
 
 
+def _rows(files: list[Path], pattern: re.Pattern[str] | None) -> Iterator[dict[str, Any] | _BadEntry]:
+    """Every entry as a row of ENTRIES, or why it is none; of chunks that come twice, the first."""
+    seen: set[bytes] = set()  # 16 bytes each, some 1 GB for ten million
+    for path, source, entry in _entries(files):
+        try:
+            row = _row(entry, pattern)
+            row["audio_path"] = str((path.parent / row["audio_path"]).absolute())
+            digest = _digest(row)
+            if digest in seen:
+                raise _EntryError("duplicate_entry", "the same chunk of the same segment was there before")
+        except _EntryError as error:
+            segment_id = entry.get("segment_id", "") if isinstance(entry, dict) else ""
+            yield _BadEntry(str(segment_id), error.reason, f"{source}: {error.detail}")
+            continue
+        seen.add(digest)
+        yield row | {"chunk_id": f"{row['segment_id']}-f{digest.hex()[:16]}", "source": source}
+
+
 def _entries(files: list[Path]) -> Iterator[tuple[Path, str, Any]]:
     """(file, where in it, entry) of every entry; a line that is no JSON gives None."""
     for path in files:
@@ -191,9 +212,9 @@ def _row(entry: Any, pattern: re.Pattern[str] | None) -> dict[str, Any]:
     )
     if not isinstance(audio, str) or not audio or "\0" in audio:
         raise _EntryError("broken_entry", f"term_chunk_audio is {audio!r:.80}; expected a path")
-    if not isinstance(spoken, str) or not _encodable(spoken + audio):
+    if not isinstance(spoken, str) or not text.is_unicode(spoken + audio):
         raise _EntryError("broken_entry", f"term_chunk_text is {spoken!r:.80}; expected text")
-    if not isinstance(terms, list) or not all(isinstance(term, str) and _encodable(term) for term in terms):
+    if not isinstance(terms, list) or not all(isinstance(term, str) and text.is_unicode(term) for term in terms):
         raise _EntryError(
             "broken_entry", f"term_chunk_audio_ground_truth_terms is {terms!r:.80}; expected a list of texts"
         )
@@ -209,11 +230,6 @@ def _row(entry: Any, pattern: re.Pattern[str] | None) -> dict[str, Any]:
         "terms": terms,
         **_times(entry, has_term=bool(terms)),
     }
-
-
-def _encodable(value: str) -> bool:
-    """False where half of a surrogate pair stands: a byte that was not UTF-8, or an escape without its other half."""
-    return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _id(entry: dict[str, Any], name: str, default: str | None = None) -> str:

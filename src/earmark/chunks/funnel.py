@@ -9,8 +9,9 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from earmark.artifacts import read_json, read_table, table_counts, write_json
+from earmark.artifacts import read_table, table_counts, write_json
 from earmark.errors import EarmarkError
+from earmark.files import read_json
 
 
 def write_funnel(

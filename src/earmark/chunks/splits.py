@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from earmark.artifacts import CHUNKS, SPLITS, StageTable, iterate_rows, read_json
+from earmark.artifacts import CHUNKS, SPLITS, StageTable, iterate_rows
 from earmark.errors import ConfigError
+from earmark.files import read_json
 from earmark.text import normalise
 
 SPLIT_NAMES = ("train", "dev", "test")

@@ -11,6 +11,7 @@ from typing import Any
 from earmark.corpus.records import EntryError
 from earmark.errors import InputError
 from earmark.files import opened
+from earmark.text import is_unicode
 
 _BLANKS = re.compile(r"[ \t]+")
 LONGEST_LINE_BYTES = 2**24  # a longer one is another kind of file, and would be held in memory as a whole
@@ -62,6 +63,6 @@ def scalar_text(name: str, value: Any) -> str:
     """`value` of a JSON object as text. EntryError broken_line or not_utf8 where it is neither text nor a number."""
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise EntryError("broken_line", f"{name} is a {type(value).__name__}; expected text or a number")
-    if isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+    if isinstance(value, str) and not is_unicode(value):
         raise EntryError("not_utf8", f"{name} holds bytes that are not UTF-8, or half of a surrogate pair")
     return str(value)

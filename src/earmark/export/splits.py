@@ -7,10 +7,11 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from earmark.artifacts import RejectedRows, atomic_path, iterate_rows, read_json
+from earmark.artifacts import RejectedRows, atomic_path, iterate_rows
 from earmark.export.formats import NO_TERM, Example, fbank_frames, line_problem, line_writer, text_units
 from earmark.export.tokenizer import token_counter
 from earmark.export.wavs import wav_path
+from earmark.files import read_json
 from earmark.text import readable
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from earmark.errors import InputError
+from earmark.files import read_json, read_text
+from earmark.text import is_unicode
 
 TERM_COLUMNS = ("phrase", "term", "main_term")  # the first that a table has names the term
 ALIAS_COLUMNS = ("alias", "alt")
@@ -109,16 +111,10 @@ def _checked(entry: TermEntry) -> TermEntry:
 
 def _json_items(path: Path) -> list[tuple[str, Any]]:
     """The members of the file's one object, repeated keys too."""
-    text = _text(path)
-    try:
-        found = json.loads(text, object_pairs_hook=_Pairs)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); mend this line") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
-        raise InputError(f"{path}: not usable JSON ({error})") from None
+    found = read_json(path, _Pairs)
     if not isinstance(found, _Pairs):
         raise InputError(f"{path}: expected a JSON object; found a {type(found).__name__}")
-    if any("\ud800" <= character <= "\udfff" for character in json.dumps(found, ensure_ascii=False)):
+    if not is_unicode(json.dumps(found, ensure_ascii=False)):
         raise InputError(f"{path}: holds half of a surrogate pair (\\ud800 to \\udfff), which is no character; mend it")
     return [(key, _plain(value)) for key, value in found]
 
@@ -134,7 +130,7 @@ def _plain(value: Any) -> Any:
 
 
 def _table_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    text = io.StringIO(_text(path), newline="")
+    text = io.StringIO(read_text(path), newline="")
     # In a TSV a quotation mark is a character like any other: one left open must not swallow the lines below.
     reader = (
         csv.reader(text, "excel-tab", quoting=csv.QUOTE_NONE)
@@ -157,17 +153,6 @@ def _table_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip():
             yield f"{path}:{number}", line
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file; check the path in the configuration") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path in the configuration") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from earmark.artifacts import read_json
 from earmark.errors import InputError
+from earmark.files import read_json
 
 CONTROL = "retriever_random"
 RECALL_AT = (1, 5, 10, 20)

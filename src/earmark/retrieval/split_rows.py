@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from earmark.artifacts import SPLITS, read_json, read_table
+from earmark.artifacts import SPLITS, read_table
 from earmark.errors import InputError
+from earmark.files import read_json
 from earmark.text import normalise
 
 

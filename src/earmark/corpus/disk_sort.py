@@ -18,9 +18,7 @@ import pyarrow.compute as pc
 ORDER = ("shard", "audio_path", "audio_row", "channel", "offset_s", "segment_id")
 BUCKET_BYTES = 64 * 2**20  # of Arrow data, sorted at once
 
-Place = tuple[
-    int, str, int
-]  # (shard, audio_path, audio_row, or NO_ROW where there is none): a row's place in ORDER, roughly
+Place = tuple[int, str, int]  # (shard, audio_path, audio_row, or -1 where there is none): a place in ORDER, roughly
 
 
 class Spool:

@@ -15,11 +15,11 @@ from earmark.alignment.accuracy import boundary_figures, score_alignments
 from earmark.alignment.aligner import Alignment, Failure, Utterance
 from earmark.alignment.embedded import EmbeddedAligner, Task, Worker
 from earmark.alignment.pocketsphinx_aligner import PocketSphinxAligner
-from earmark.alignment.pronunciations import NoGuesserError
 from earmark.alignment.quality import NoScorerError, PhonemeScorer
 from earmark.artifacts import ALIGNMENTS, CORPUS, write_table
 from earmark.audio import SAMPLE_RATE, AudioSource, audio_info, read_audio
 from earmark.errors import EarmarkError, InputError
+from earmark.pronunciations import NoGuesserError
 
 MIN_QUALITY = -3.0
 

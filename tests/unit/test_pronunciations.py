@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from earmark.alignment.pronunciations import NoGuesserError, PronunciationGuesser
+from earmark.pronunciations import NoGuesserError, PronunciationGuesser
 
 DICTIONARY = {"cafe": "K AH F EY", "fox": "F AA K S", "james": "JH EY M Z", "kate": "K EY T", "naive": "N AY IY V"}
 

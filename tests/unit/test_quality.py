@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from earmark.alignment.intervals import WordInterval
-from earmark.alignment.pocketsphinx_aligner import PHONEMES
 from earmark.alignment.quality import (
     BLANK,
     FLOOR,
@@ -18,6 +17,7 @@ from earmark.alignment.quality import (
     score_words,
 )
 from earmark.audio import SAMPLE_RATE
+from earmark.pronunciations import PHONEMES
 
 SURE, UNLIKELY = -0.1, -6.0
 

@@ -17,10 +17,10 @@ import numpy as np
 from earmark.alignment.aligner import Alignment, Failure, Utterance
 from earmark.alignment.intervals import clip_intervals
 from earmark.alignment.pocketsphinx_aligner import PocketSphinxAligner
-from earmark.alignment.pronunciations import NoGuesserError, Phonemes, PronunciationGuesser
 from earmark.alignment.quality import NoScorerError, PhonemeScorer
 from earmark.audio import read_spans
 from earmark.errors import EarmarkError
+from earmark.pronunciations import NoGuesserError, Phonemes, PronunciationGuesser
 
 TASKS_AHEAD = 8  # per worker; their audio is in memory
 GUESSES_TOLD = 10

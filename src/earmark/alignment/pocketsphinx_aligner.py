@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,17 +12,11 @@ from pocketsphinx import Decoder
 
 from earmark.alignment.intervals import WordInterval
 from earmark.audio import SAMPLE_RATE
-from earmark.errors import InputError
-from earmark.text import normalise
+from earmark.pronunciations import read_lexicon
 
 PAD_S = 0.25  # silence on both sides: the search needs room to enter and leave the first and last word
 DITHER = 1e-3  # white noise added: digital silence gives features that no model state fits
 FRAMES_PER_S = 100
-# Of CMU, without stress; PocketSphinx's own for silence and noise belong to no word.
-PHONEMES = frozenset({
-    "AA", "AE", "AH", "AO", "AW", "AY", "B", "CH", "D", "DH", "EH", "ER", "EY", "F", "G", "HH", "IH", "IY", "JH", "K",
-    "L", "M", "N", "NG", "OW", "OY", "P", "R", "S", "SH", "T", "TH", "UH", "UW", "V", "W", "Y", "Z", "ZH",
-})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,32 +40,17 @@ class PocketSphinxAligner:
         self._decoder = Decoder(lm=None, loglevel="FATAL", samprate=SAMPLE_RATE)
         self._seed = seed
         if lexicon is not None:
-            self._read_lexicon(lexicon)
+            self._add_lexicon(lexicon)
 
-    def _read_lexicon(self, lexicon: Path) -> None:
-        try:
-            lines = lexicon.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{lexicon}: cannot be read ({error}); set align.embedded.lexicon") from None
-        for number, line in enumerate(lines, start=1):
-            if not line.strip() or line.startswith("#"):
-                continue
-            written, *phonemes = line.split()
-            if not phonemes:
-                raise InputError(f"{lexicon}:{number}: {written!r} has no phonemes; write 'word PH ON EM ES'")
-            word = normalise(re.sub(r"\(\d+\)$", "", written))
-            if not word or " " in word:
-                raise InputError(f"{lexicon}:{number}: {written!r} is not one word; give each word a line of its own")
-            # Several pronunciations of a word are numbered as in the CMU dictionary: word, word(2), ...
-            count, spelling = 1, word
-            while self._decoder.lookup_word(spelling) is not None:
-                count += 1
-                spelling = f"{word}({count})"
-            if wrong := [phoneme for phoneme in phonemes if phoneme not in PHONEMES]:
-                raise InputError(
-                    f"{lexicon}:{number}: {word!r} is pronounced with {wrong[0]!r}; use the CMU phonemes without stress"
-                )
-            self.add_word(spelling, phonemes)
+    def _add_lexicon(self, lexicon: Path) -> None:
+        for word, pronunciations in read_lexicon(lexicon).items():
+            for phonemes in pronunciations:
+                # Several pronunciations of a word are numbered as in the CMU dictionary: word, word(2), ...
+                count, spelling = 1, word
+                while self._decoder.lookup_word(spelling) is not None:
+                    count += 1
+                    spelling = f"{word}({count})"
+                self.add_word(spelling, phonemes)
 
     def pronunciation(self, word: str) -> list[str] | None:
         """The phonemes of `word` in its first pronunciation, or None if it is unknown."""

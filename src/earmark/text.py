@@ -11,7 +11,7 @@ _BEFORE_FOLDING = _APOSTROPHES | {0x2122: " ", 0x2120: " ", 0xAD: None}
 # Variation selectors choose a glyph and change no word.
 _COMPOSED = _APOSTROPHES | dict.fromkeys([*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)])
 _NOT_LETTER = re.compile(r"[^\w\s']|_")
-_EDGES = re.compile(r"^\W+|'+$")
+_NO_LETTER_AHEAD = re.compile(r"^\W+")
 # Han, Hiragana and Katakana with their iteration and prolonged sound marks.
 _CHARACTERS = (
     "[\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff"
@@ -46,7 +46,7 @@ def _split(folded: str) -> list[str]:
     spaced = _NOT_LETTER.sub(_separator, folded)
     if not spaced.isascii():
         spaced = _CHARACTER.sub(r" \g<0> ", spaced)
-    return [word for part in spaced.split() if (word := _EDGES.sub("", part))]
+    return [word for part in spaced.split() if (word := _NO_LETTER_AHEAD.sub("", part).rstrip("'"))]
 
 
 def _separator(match: re.Match[str]) -> str:

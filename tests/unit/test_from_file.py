@@ -112,6 +112,51 @@ def test_a_bad_entry_is_rejected_with_its_place(tmp_path, bad, reason):
     assert detail.startswith(f"{tmp_path / 'chunks.json'}, entry 2: ")
 
 
+HOSTILE_IDS = [
+    "../../../evil", "/etc/evil", "..", "-rf", 'quo"ted', "a\\b", "new\nline", "ta\tb", "NUL\0", "😀", "$(touch evil)",
+    "e\u0301", "\u202egnp", "\ud800", "x" * 10_000, "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["segment_id", "recording_id", "speaker_id"])
+@pytest.mark.parametrize("file", ["chunks.json", "chunks.jsonl"])
+def test_ids_that_could_hurt_a_file_system_or_shell_are_rejected_row_by_row(tmp_path, name, file):
+    outputs = deal(
+        tmp_path, [entry(), *(entry(f"s{n}") | {name: bad} for n, bad in enumerate(HOSTILE_IDS))], file, allowed=1.0
+    )
+    assert sum(table_counts(path)["kept"] for path in outputs.values()) == 1
+    lines = rejected_path(tmp_path / "manifest.json").read_text(encoding="utf-8").splitlines()
+    # orjson takes half of a surrogate pair for broken JSON, Python's own reader for a character.
+    assert {json.loads(line)["reason"] for line in lines} <= {"bad_id", "broken_entry"}
+    assert len(lines) == len(HOSTILE_IDS)
+    assert read_json(tmp_path / "manifest.json")["reasons"]["bad_id"] >= len(HOSTILE_IDS) - 1
+
+
+@pytest.mark.parametrize(
+    "name", ["segment_id", "term_chunk_audio", "term_chunk_text", "term_chunk_audio_ground_truth_terms", "speaker_id",
+             "term_start_time"],
+)  # fmt: skip
+def test_a_value_nested_a_thousand_times_is_rejected(tmp_path, name):
+    nested = json.dumps(entry("s") | {name: "HERE"}).replace('"HERE"', "[" * 1000 + "]" * 1000)
+    (tmp_path / "chunks.jsonl").write_text(f"{json.dumps(entry())}\n{nested}\n")
+    output = tmp_path / "0000.parquet"
+    deal_entries(
+        [tmp_path / "chunks.jsonl"], {"0000": output}, tmp_path / "m.json", recording_pattern=None,
+        max_rejected_fraction=0.5,
+    )  # fmt: skip
+    assert table_counts(output)["kept"] == 1
+
+
+@pytest.mark.parametrize(
+    "audio", ["x" * 10_000, "../" * 500 + "a.wav", "$(touch evil)", "new\nline.wav", "/dev/zero", "/proc/self/mem", "."]
+)
+def test_an_audio_path_that_is_no_file_is_rejected(tmp_path, audio):
+    chunks = deal(tmp_path, [entry("s", term_chunk_audio=audio)], pattern=None, shards=1)
+    assert packed(tmp_path, chunks) == {}
+    [(reason, _)] = rejected_rows(tmp_path / "chunks/0000.parquet").values()
+    assert reason == "unreadable_audio"
+
+
 def test_bad_audio_and_unknown_terms_are_rejected_when_chunks_are_packed(tmp_path, write_wav):
     write_wav("a.wav", seconds=1.0)
     write_wav("long.wav", seconds=1.2)

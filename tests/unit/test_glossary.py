@@ -313,7 +313,8 @@ def test_tables_and_plain_lists_are_glossaries_too(tmp_path):
         ("a.tsv", "name\tx\n1\t2\n", r"a\.tsv: the header lacks a column phrase or term or main_term; it has: name, x"),
         ("a.csv", "term,x\nohm\n", r"a\.csv:2: 1 columns where the header has 2"),
         ("a.tsv", b"term\n\xff\n", r"a\.tsv: not UTF-8"),
-        ("a.json", '{"a": {"term": "\\ud800"}}', r"a\.json: holds half of a surrogate pair"),
+        ("a.json", '{"a": {"x": ' + "[" * 700 + "]" * 700 + "}}", r"a\.json: lists or objects are nested too deeply"),
+        ("a.json", '{"a": {"x": ' + "[" * 99_999 + "]" * 99_999 + "}}", r"a\.json: not usable JSON"),
     ],
 )
 def test_broken_term_files_are_refused_with_their_place(tmp_path, name, content, message):
@@ -324,37 +325,91 @@ def test_broken_term_files_are_refused_with_their_place(tmp_path, name, content,
         )
 
 
-def test_hostile_surfaces_do_no_harm(tmp_path):
-    hostile = ['quo"ted', "sl/ash", "new\nline", "../../up", "😀", "x" * 10_000, "a\0b", "$(touch evil)"]
-    glossary, _, conflicts = merge(tmp_path, [{surface: {} for surface in hostile}], [])
-    assert len(glossary) + len(conflicts) == len(hostile)
+HOSTILE = [
+    'quo"ted', "sl/ash", "back\\slash", "new\nline", "ta\tb", "../../up", "😀", "x" * 10_000, "a\0b", "$(touch evil)",
+    "-rf", "e\u0301te\u0327", "\u202elatigid", "مرحبا", "<script>alert(1)</script>", "a\u2028c",
+]  # fmt: skip
+
+
+def test_hostile_surfaces_do_no_harm_as_terms_or_as_aliases(tmp_path):
+    glossary, _, conflicts = merge(tmp_path, [{surface: {} for surface in HOSTILE}], [])
     assert set(conflicts) == {("empty_surface", "😀")}
-    assert {entry["term"] for entry in glossary.values()} == {surface.strip() for surface in hostile} - {"😀"}
+    assert {entry["term"] for entry in glossary.values()} == set(HOSTILE) - {"😀"}
+
+    _, alt2main, conflicts = merge(tmp_path, [{"main": {}}], [dict.fromkeys(HOSTILE, "main")])
+    assert set(alt2main) == {normalise(surface) for surface in HOSTILE} - {""}
+    assert set(conflicts) == {("empty_surface", "😀")}
 
 
-def test_what_is_dropped_as_a_term_is_no_alias_of_another_either(tmp_path):
-    glossary, alt2main, conflicts = merge(
-        tmp_path, [{"acme corporation": {}, "zorblat": {}}], [{"zorblat": "acme corporation"}], blacklist=["zorblat"]
+def test_half_a_surrogate_pair_costs_its_entry_alone_and_is_reported(tmp_path):
+    terms = '{"good": {}, "b\\ud800d": {}, "shown": {"term": "\\udfff"}, "told": {"x": [{"y": "\\ud800"}]}}'
+    aliases = '{"fine": "good", "ill\\ud800": "good", "lost": "b\\ud800d"}'
+    glossary, alt2main, conflicts = merge(tmp_path, [terms, {"held": {"aliases": ["\ud800", "kept"]}}], [aliases])
+    assert sorted(glossary) == ["good", "held"]
+    assert alt2main == {"fine": "good", "kept": "held"}
+    assert set(conflicts) == {
+        ("not_unicode", surface) for surface in (r"b\ud800d", "shown", "told", r"ill\ud800", "lost", r"\ud800")
+    }
+
+
+@pytest.mark.parametrize("other", ["CAFÉ BAR", "Cafe\u0301-bar", "ｃａｆé　ｂａｒ", '"café" (bar)'])
+def test_phrases_that_differ_in_case_composition_width_or_punctuation_alone_are_one_term(tmp_path, other):
+    glossary, _, conflicts = merge(tmp_path, [{"Café-Bar": {"n": 1}, other: {"n": 2}}], [])
+    assert glossary == {"café bar": {"n": 2, "term": other, "aliases": []}}
+    assert set(conflicts) == {("duplicate_term", "café bar")}
+
+
+def test_an_ambiguous_alias_that_is_kept_is_reported_too(tmp_path):
+    merge(tmp_path, [{"Granny Smith": {}}], [{"apple": "granny smith"}])
+    [line] = (tmp_path / "out/conflicts.jsonl").read_text(encoding="utf-8").splitlines()
+    row = json.loads(line)
+    assert (row["kind"], row["surface"]) == ("ambiguous_alias", "apple")
+    assert row["decision"] == "kept, as glossary.ambiguous_aliases asks: a common English word"
+
+
+def test_a_long_cycle_of_aliases_is_reported_in_short_lines(tmp_path):
+    cycle = {f"a{number}": f"a{(number + 1) % 500}" for number in range(500)}
+    _, alt2main, conflicts = merge(tmp_path, [{"main": {}}], [cycle])
+    assert alt2main == {}
+    assert len(conflicts) == 500
+    assert conflicts["alias_cycle", "a0"]["decision"] == (
+        "dropped: a0 -> a1 -> a2 -> a3 -> a4 -> a5 -> a6 -> a7 -> a8 -> a9 -> (500 aliases in all) -> a0"
     )
-    assert (list(glossary), alt2main) == (["acme corporation"], {})
-    assert ("blacklisted", "zorblat") in conflicts
 
 
-def test_a_chain_goes_through_an_alias_that_is_filtered_itself(tmp_path):
-    _, alt2main, conflicts = merge(
-        tmp_path, [{"microsoft": {}}], [{"ms office suite": "ms", "ms": "microsoft"}], filters=TermFilters()
-    )
-    assert alt2main == {"ms office suite": "microsoft"}
-    assert set(conflicts) == {("too_short", "ms")}
+def test_a_line_of_a_list_ends_where_editors_end_it(tmp_path):
+    (tmp_path / "list.txt").write_bytes("New\u2028York\r\nOhm\x0cmeter\rVolt\n".encode())
+    merge_glossary([tmp_path / "list.txt"], [], tmp_path / "out", blacklist=None, filters=OFF, keep_ambiguous=True)
+    assert list(read_json(tmp_path / "out/glossary.json")) == ["new york", "ohm meter", "volt"]
 
 
-@pytest.mark.parametrize("name", ["a.tsv", "a.csv"])
-def test_a_quotation_mark_left_open_swallows_no_lines(tmp_path, name):
-    (tmp_path / name).write_text('term\n"heroes\nkilimanjaro\nfoobarium\n')
-    settings = {"blacklist": None, "filters": TermFilters(), "keep_ambiguous": False}
-    if name == "a.csv":
-        with pytest.raises(InputError, match=r"a\.csv:\d"):
-            merge_glossary([tmp_path / name], [], tmp_path / "out", **settings)
-    else:
-        merge_glossary([tmp_path / name], [], tmp_path / "out", **settings)
-        assert list(read_json(tmp_path / "out/glossary.json")) == ["foobarium", "heroes", "kilimanjaro"]
+_ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=12)  # halves of surrogate pairs too
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(terms=st.lists(_ANY_TEXT, max_size=5), aliases=st.dictionaries(_ANY_TEXT, _ANY_TEXT, max_size=5))
+def test_any_text_is_merged_or_reported(tmp_path, terms, aliases):
+    contents = {"terms": {term: {} for term in ["ohm", *terms]}, "aliases": aliases}
+    for name, content in contents.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    merge_glossary(
+        [tmp_path / "terms.json"], [tmp_path / "aliases.json"], tmp_path / "out", blacklist=None, filters=OFF,
+        keep_ambiguous=False,
+    )  # fmt: skip
+    known = set(read_json(tmp_path / "out/glossary.json"))
+    reported = {
+        json.loads(line)["surface"]
+        for line in (tmp_path / "out/conflicts.jsonl").read_text(encoding="utf-8").split("\n")
+        if line
+    }
+    for term in terms:
+        assert known_or_reported(term, known, reported)
+    for name in ("alt2main", "ambiguous_aliases"):
+        known.update(read_json(tmp_path / f"out/{name}.json"))
+    for alias in aliases:
+        assert known_or_reported(alias, known, reported)
+
+
+def known_or_reported(surface, known, reported):
+    shown = surface.encode("utf-8", "backslashreplace").decode()
+    return normalise(surface) in known or not reported.isdisjoint([shown, normalise(surface)])

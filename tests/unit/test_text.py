@@ -116,3 +116,8 @@ def test_readable_text_joins_chinese_and_japanese_characters_and_nothing_else():
 
 def test_trade_marks_and_soft_hyphens_leave_a_word_as_it_is():
     assert words("Noralux\u2122 caf\u00ad\u00e9 Acme\u2120") == ["noralux", "caf\u00e9", "acme"]
+
+
+def test_a_long_run_of_apostrophes_stays_inside_a_word_and_goes_at_its_end():
+    marks = "'" * 100_000  # by trying the end at each of them, this took a minute
+    assert words(f"x{marks}y{marks}") == [f"x{marks}y"]

@@ -6,6 +6,7 @@ import codecs
 import hashlib
 import logging
 import re
+import reprlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -178,7 +179,8 @@ def _rows(files: list[Path], pattern: re.Pattern[str] | None) -> Iterator[dict[s
                 raise _EntryError("duplicate_entry", "the same chunk of the same segment was there before")
         except _EntryError as error:
             segment_id = entry.get("segment_id", "") if isinstance(entry, dict) else ""
-            yield _BadEntry(str(segment_id), error.reason, f"{source}: {error.detail}")
+            segment_id = segment_id if isinstance(segment_id, str) else _shown(segment_id)
+            yield _BadEntry(segment_id, error.reason, f"{source}: {error.detail}")
             continue
         seen.add(digest)
         yield row | {"chunk_id": f"{row['segment_id']}-f{digest.hex()[:16]}", "source": source}
@@ -211,12 +213,12 @@ def _row(entry: Any, pattern: re.Pattern[str] | None) -> dict[str, Any]:
         entry.get(name) for name in ("term_chunk_audio", "term_chunk_text", "term_chunk_audio_ground_truth_terms")
     )
     if not isinstance(audio, str) or not audio or "\0" in audio:
-        raise _EntryError("broken_entry", f"term_chunk_audio is {audio!r:.80}; expected a path")
+        raise _EntryError("broken_entry", f"term_chunk_audio is {_shown(audio)}; expected a path")
     if not isinstance(spoken, str) or not text.is_unicode(spoken + audio):
-        raise _EntryError("broken_entry", f"term_chunk_text is {spoken!r:.80}; expected text")
+        raise _EntryError("broken_entry", f"term_chunk_text is {_shown(spoken)}; expected text")
     if not isinstance(terms, list) or not all(isinstance(term, str) and text.is_unicode(term) for term in terms):
         raise _EntryError(
-            "broken_entry", f"term_chunk_audio_ground_truth_terms is {terms!r:.80}; expected a list of texts"
+            "broken_entry", f"term_chunk_audio_ground_truth_terms is {_shown(terms)}; expected a list of texts"
         )
     segment_id = _id(entry, "segment_id")
     found = pattern.search(segment_id) if pattern else None
@@ -237,7 +239,7 @@ def _id(entry: dict[str, Any], name: str, default: str | None = None) -> str:
     if value is None and default is not None:
         return default
     if not isinstance(value, str):
-        raise _EntryError("bad_id", f"{name} is {value!r:.80}; expected text")
+        raise _EntryError("bad_id", f"{name} is {_shown(value)}; expected text")
     if why := text.id_problem(value):
         raise _EntryError("bad_id", f"{name} {value[:80]!r} {why}")
     return value
@@ -249,7 +251,7 @@ def _times(entry: dict[str, Any], has_term: bool) -> dict[str, float]:
     for name, spelling in _TIMES.items():
         value = entry.get(spelling if has_term else _TIMES[name.removeprefix("term_")])
         if isinstance(value, bool) or not isinstance(value, int | float) or not -1e9 < value < 1e9:
-            raise _EntryError("bad_time", f"{spelling} is {str(value)[:40]}; expected seconds")
+            raise _EntryError("bad_time", f"{spelling} is {_shown(value)}; expected seconds")
         times[name] = float(value)
     if not 0 <= times["start_s"] <= times["term_start_s"] < times["term_end_s"] <= times["end_s"]:
         raise _EntryError("bad_time", f"the term does not lie inside the chunk: {times}")
@@ -276,6 +278,11 @@ def _samples(row: dict[str, Any]) -> np.ndarray:
             "wrong_duration", f"{row['audio_path']} lasts {found_s:.3f} s, its times say {stated_s:.3f} s"
         )
     return samples
+
+
+def _shown(value: Any) -> str:
+    """`value` in at most 80 characters. Its own repr would fail on lists that are nested a thousand times."""
+    return f"{reprlib.repr(value):.80}"
 
 
 def _compiled(pattern: str | None) -> re.Pattern[str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import unicodedata
 from collections import Counter, defaultdict
@@ -14,7 +15,10 @@ from earmark.errors import InputError
 from earmark.glossary.ambiguity import AmbiguousAliases
 from earmark.glossary.filters import TermFilters
 from earmark.glossary.sources import AliasEntry, TermEntry, read_aliases, read_list, read_terms
-from earmark.text import normalise
+from earmark.text import is_unicode, normalise
+
+_NOT_UNICODE = "it holds half of a surrogate pair (\\ud800 to \\udfff), which is no character"
+_LONGEST_CHAIN = 10  # of aliases that is written out
 
 
 @dataclass
@@ -30,7 +34,8 @@ class Glossary:
     conflicts: list[dict[str, str]] = field(default_factory=list)
 
     def conflict(self, kind: str, surface: str, source: str, decision: str) -> None:
-        self.conflicts.append({"kind": kind, "surface": surface, "source": source, "decision": decision})
+        shown = surface.encode("utf-8", "backslashreplace").decode()
+        self.conflicts.append({"kind": kind, "surface": shown, "source": source, "decision": decision})
 
 
 def merge_glossary(
@@ -48,6 +53,7 @@ def merge_glossary(
     - duplicate_term: a later entry replaces an earlier one of the same phrase (case, width and punctuation aside).
     - diacritic_duplicate: main terms that differ in accents alone stay apart.
     - empty_surface: what normalises to nothing is dropped.
+    - not_unicode: what holds half of a surrogate pair is dropped; a term with the aliases of its entry.
     - blacklisted, and the kinds of TermFilters: dropped; with a main term go its aliases (main_term_dropped).
     - alias_of_several: the later entry wins. alias_is_main_term: it stays a main term.
     - alias_cycle, missing_main_term: an alias that leads to no main term is dropped.
@@ -87,9 +93,15 @@ def merge_glossary(
 
 
 def _add_term(entry: TermEntry, glossary: Glossary) -> None:
+    stated = {name: value for name, value in entry.fields.items() if name != "aliases"}
+    if not is_unicode(json.dumps([entry.phrase, stated], ensure_ascii=False)):
+        glossary.conflict("not_unicode", entry.phrase, entry.source, f"dropped, with its aliases: {_NOT_UNICODE}")
+        return
     main = normalise(entry.phrase)
     if not main:
-        glossary.conflict("empty_surface", entry.phrase, entry.source, "dropped: it normalises to nothing")
+        glossary.conflict(
+            "empty_surface", entry.phrase, entry.source, "dropped, with its aliases: it normalises to nothing"
+        )
         return
     if main in glossary.terms:
         glossary.conflict("duplicate_term", main, entry.source, "the later entry replaces the earlier one")
@@ -99,6 +111,9 @@ def _add_term(entry: TermEntry, glossary: Glossary) -> None:
 
 
 def _add_alias(entry: AliasEntry, glossary: Glossary) -> None:
+    if not is_unicode(entry.alias + entry.phrase):
+        glossary.conflict("not_unicode", entry.alias, entry.source, f"dropped: {_NOT_UNICODE}")
+        return
     alias, target = normalise(entry.alias), normalise(entry.phrase)
     if not alias or not target:
         glossary.conflict("empty_surface", entry.alias, entry.source, "dropped: it normalises to nothing")
@@ -162,12 +177,12 @@ def _resolve(glossary: Glossary, keep_ambiguous: bool) -> tuple[dict[str, str], 
                 decision = f"stays a main term, no alias of {first_target!r}"
                 glossary.conflict("alias_is_main_term", alias, source, decision)
             continue
-        seen, target = [alias], first_target
+        seen, target = {alias: None}, first_target  # in the order of the chain
         while target not in glossary.terms and target in glossary.aliases and target not in seen:
-            seen.append(target)
+            seen[target] = None
             target = glossary.aliases[target][0]
         if target not in glossary.terms:
-            glossary.conflict(*_lost(alias, source, seen, target))
+            glossary.conflict(*_lost(alias, source, list(seen), target))
         elif not (why := ambiguous_aliases.problem(alias, target)):
             alt2main[alias] = target
         elif keep_ambiguous:
@@ -182,5 +197,7 @@ def _resolve(glossary: Glossary, keep_ambiguous: bool) -> tuple[dict[str, str], 
 def _lost(alias: str, source: str, seen: list[str], target: str) -> tuple[str, str, str, str]:
     """The conflict of an alias that leads to no main term."""
     if target in seen:
-        return "alias_cycle", alias, source, f"dropped: {' -> '.join([*seen, target])}"
+        # Each alias of a long cycle is a line of its own: written out in all of them, it would fill the disk.
+        chain = seen if len(seen) <= _LONGEST_CHAIN else [*seen[:_LONGEST_CHAIN], f"({len(seen)} aliases in all)"]
+        return "alias_cycle", alias, source, f"dropped: {' -> '.join([*chain, target])}"
     return "missing_main_term", alias, source, f"dropped: {target!r} is not in the glossary"

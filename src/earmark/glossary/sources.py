@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 from earmark.errors import InputError
 from earmark.files import read_json, read_text
-from earmark.text import is_unicode
 
 TERM_COLUMNS = ("phrase", "term", "main_term")  # the first that a table has names the term
 ALIAS_COLUMNS = ("alias", "alt")
@@ -114,9 +112,10 @@ def _json_items(path: Path) -> list[tuple[str, Any]]:
     found = read_json(path, _Pairs)
     if not isinstance(found, _Pairs):
         raise InputError(f"{path}: expected a JSON object; found a {type(found).__name__}")
-    if not is_unicode(json.dumps(found, ensure_ascii=False)):
-        raise InputError(f"{path}: holds half of a surrogate pair (\\ud800 to \\udfff), which is no character; mend it")
-    return [(key, _plain(value)) for key, value in found]
+    try:
+        return [(key, _plain(value)) for key, value in found]
+    except RecursionError:
+        raise InputError(f"{path}: lists or objects are nested too deeply to be a glossary; mend it") from None
 
 
 class _Pairs(list):
@@ -153,6 +152,7 @@ def _table_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if line.strip():
+    # Not splitlines, which would also part a term at the separators of pages and paragraphs.
+    for number, line in enumerate(io.StringIO(read_text(path), newline=None), start=1):
+        if line := line.strip():
             yield f"{path}:{number}", line

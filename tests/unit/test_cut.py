@@ -160,6 +160,13 @@ def test_a_recording_that_vanished_stops_the_stage_without_an_artifact(shard):
     assert not (shard / "chunks.parquet").exists()
 
 
+def test_a_recording_of_which_nothing_is_cut_is_not_opened(shard):
+    write_json(shard / "glossary.json", {"volt": {"term": "volt"}})  # spoken in r1 alone
+    write_json(shard / "alt2main.json", {})
+    (shard / "r2.wav").unlink()
+    assert list(cut(shard, no_term_ratio=0.0)) == ["s1-t000"]
+
+
 def test_a_term_whose_times_are_not_trusted_is_rejected_with_its_reason(shard):
     rows = list(iterate_rows(shard / "alignments.parquet"))
     rows[0]["words"][1]["trusted"] = False  # ohm of "x ohm y y volt"

@@ -332,3 +332,32 @@ def test_no_chunks_make_an_empty_interchange_list(tmp_path):
     write_table(tmp_path / "0000.parquet", pa.Table.from_pylist([], schema=CHUNKS))
     write_interchange([tmp_path / "0000.parquet"], [tmp_path / "wavs"], tmp_path / "merged.json", context_s=1.0)
     assert json.loads((tmp_path / "merged.json").read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("user", "valid"),
+    [
+        ("<audio>/a.wav</audio> Which?", True),
+        ("<audio>/</audio> x.wav</audio> Which?", True),  # a file of that name
+        ("<audio>/a.wav</audio> ", False),
+        ("<audio>/a.wav</audio>Which?", False),
+        ("<audio>/</audio> Which?", False),
+        ("<audio>a.wav</audio> Which?", False),
+        (" <audio>/a.wav</audio> Which?", False),
+        (None, False),
+    ],
+)
+def test_a_conversation_asks_about_one_absolute_path(user, valid):
+    row = {"conversations": [{"from": "user", "value": user}, {"from": "assistant", "value": "x"}]}
+    assert (line_problem("conversation", row) is None) == valid
+
+
+@pytest.mark.parametrize(
+    ("path", "valid"), [("!/a.wav", True), ("!/", False), ("!a.wav", False), ("/a.wav", False), ("!/a.wav ", True)]
+)
+def test_a_funasr_nano_line_holds_one_absolute_path_between_the_speech_marks(path, valid):
+    row = line_of("funasr_nano")
+    row["messages"][-2]["content"] = f"语音转写：<|startofspeech|>{path}<|endofspeech|>"
+    assert (line_problem("funasr_nano", row) is None) == valid
+    row["messages"][-2]["content"] += " "
+    assert line_problem("funasr_nano", row)

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 
 from earmark.artifacts import CHUNKS, iterate_rows, table_counts, write_json, write_table
+from earmark.chunks import splits as splits_module
 from earmark.chunks.splits import SPLIT_NAMES, make_rule, split_chunks
 from earmark.errors import ConfigError
 
@@ -197,3 +198,22 @@ def test_which_chunks_stay_within_the_limit_does_not_depend_on_shards_or_on_othe
     )["train"]
     kept = {row["chunk_id"] for row in first}
     assert kept == {row["chunk_id"] for row in second if row["main_term"] == "ohm"}
+
+
+def test_rows_are_split_alike_however_many_are_looked_at_at_once(tmp_path, monkeypatch):
+    rows = [
+        *many("anna", "ohm", 9),
+        chunk("anna", "new york", "volt"),
+        *many("anna", None, 7),
+        *many("tina", "volt", 3),
+    ]
+    rows += [chunk("dave", "ohm") | {"recording_id": "recording of tina"}, *many("dave", "new york", 4)]
+    found = []
+    for batch_rows in (65_536, 2):
+        monkeypatch.setattr(splits_module, "_BATCH_ROWS", batch_rows)
+        splits = split(tmp_path, {"0000": rows[::2], "0001": rows[1::2]}, max_chunks_per_term=3)
+        rejected = [(tmp_path / f"splits/{name}.rejected.jsonl").read_text() for name in SPLIT_NAMES]
+        found.append((splits, rejected))
+    assert found[0] == found[1]
+    reasons = {json.loads(line)["reason"] for text in found[0][1] for line in text.splitlines()}
+    assert reasons == {"shared_recording", "unseen_term", "over_term_limit", "over_no_term_limit"}

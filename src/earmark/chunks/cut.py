@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from earmark.artifacts import CHUNKS, CORPUS, StageTable, iterate_rows
 from earmark.audio import SAMPLE_RATE, AudioSource, encode_flac, read_spans
 from earmark.chunks.mentions import MentionFinder
@@ -137,17 +139,17 @@ def _plan_no_term_chunks(
             if used[recording_id] > per_recording:
                 rooms[index] = 0.0
         by_room.sort(key=lambda index: -rooms[index])
-    randoms = [random_of(seed, segment.row["segment_id"]) for segment in segments]
-    candidates: list[tuple[float, int]] = []
+    candidates: list[tuple[float, int, np.random.Generator]] = []
     roomy = 0
     taken: dict[str, tuple[_Segment, PlannedChunk]] = {}
     for length_s in no_term_lengths(term_lengths, rooms, ratio):
         while roomy < len(by_room) and rooms[by_room[roomy]] >= length_s:
-            heapq.heappush(candidates, (randoms[by_room[roomy]].random(), by_room[roomy]))
+            random = random_of(seed, segments[by_room[roomy]].row["segment_id"])
+            heapq.heappush(candidates, (random.random(), by_room[roomy], random))
             roomy += 1
-        index = heapq.heappop(candidates)[1]
+        _, index, random = heapq.heappop(candidates)
         segment = segments[index]
-        taken[segment.row["segment_id"]] = segment, no_term_chunk(length_s, segment.gaps, randoms[index])
+        taken[segment.row["segment_id"]] = segment, no_term_chunk(length_s, segment.gaps, random)
     for row in iterate_rows(alignments, columns=["segment_id", "words"]):
         if row["segment_id"] in taken:
             segment, chunk = taken[row["segment_id"]]
@@ -162,6 +164,8 @@ def _slices(segments: list[_Segment]) -> Iterator[tuple[str, _Segment, bytes]]:
             for segment in group
             for chunk_id, chunk in segment.chunks.items()
         ]
+        if not placed:
+            continue
         placed.sort(key=lambda place: place[:3])
         spans = read_spans(source, [place[:2] for place in placed])
         for (_, _, chunk_id, segment), samples in zip(placed, spans, strict=True):

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import heapq
 import logging
-from collections import Counter, defaultdict
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from earmark.artifacts import CHUNKS, SPLITS, StageTable, iterate_rows
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from earmark.artifacts import CHUNKS, SPLITS, StageTable
 from earmark.errors import ConfigError
 from earmark.files import read_json
 from earmark.text import normalise
 
 SPLIT_NAMES = ("train", "dev", "test")
-_COLUMNS = [name for name in CHUNKS.names if name != "audio"]
+_COLUMNS = [name for name in CHUNKS.names if name in SPLITS.names or name in ("start_s", "end_s", "touched_terms")]
+_TOLD = ["chunk_id", "recording_id", "main_term", "touched_terms"]  # of a rejected chunk
+_BATCH_ROWS = 65_536
+_REASONS = ("", "shared_recording", "unseen_term", "over_term_limit", "over_no_term_limit")
+_KEPT, _SHARED, _UNSEEN, _OVER_TERM, _OVER_NO_TERM = range(len(_REASONS))
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ def split_chunks(
     share of its no-term chunks. Who stays is decided by a hash of the chunk's id. ConfigError if no speaker is left to
     train on.
     """
-    speakers = {row["speaker_id"] for path in chunks.values() for row in iterate_rows(path, columns=["speaker_id"])}
+    speakers = {speaker for _, _, batch in _batches(chunks, ["speaker_id"]) for speaker in _values(batch["speaker_id"])}
     rule = make_rule(
         speakers,
         set(read_json(glossary)),
@@ -89,110 +97,147 @@ def split_chunks(
             f"splits: all {len(speakers)} speakers of the chunks are in dev or test, none is left to train on; "
             "lower splits.test_speakers and splits.dev_speakers, or add speakers"
         )
-    placement = _Placement(rule, _later_recordings(chunks, rule))
+    placement = _placed(chunks, rule)
     if max_chunks_per_term is not None:
-        placement = _limited(chunks, placement, max_chunks_per_term)
-    heard = _heard_in_training(chunks, placement)
+        _limit(chunks, placement, max_chunks_per_term)
+    heard = pa.array(sorted(_heard_in_training(chunks, placement)), pa.string())
     tables = {
         name: StageTable(output_folder / f"{name}.parquet", SPLITS, unit="chunks", max_rejected_fraction=1.0)
         for name in SPLIT_NAMES
     }
     with tables["train"], tables["dev"], tables["test"]:
-        for shard, path in sorted(chunks.items()):
-            for chunk in iterate_rows(path, columns=_COLUMNS):
-                split, problem = placement.place(chunk)
-                tables[split].rejected.input += 1
-                if problem:
-                    tables[split].reject(chunk["chunk_id"], *problem)
-                else:
-                    tables[split].keep(_row(chunk, shard, heard))
+        for shard, rows, batch in _batches(chunks, _COLUMNS):
+            split_rows = _split_rows(batch, shard, heard)
+            told = batch.select(_TOLD)
+            for code, name in enumerate(SPLIT_NAMES):
+                here = placement.split[rows] == code
+                kept = here & (placement.reason[rows] == _KEPT)
+                tables[name].rejected.input += int(here.sum())
+                tables[name].keep_table(split_rows.filter(kept))
+                rejected = np.flatnonzero(here & ~kept)
+                reasons = placement.reason[rows][rejected]
+                for chunk, reason in zip(told.take(rejected).to_pylist(), reasons, strict=True):
+                    tables[name].reject(chunk["chunk_id"], _REASONS[reason], _detail(chunk, reason, rule, placement))
     logging.info("%s", {name: table.rejected.kept for name, table in tables.items()})
 
 
 @dataclass(frozen=True)
 class _Placement:
-    """Where each chunk goes. `later`: recordings in which a dev or test speaker speaks, with the later of the two.
+    """Where each chunk goes, in the order of `_batches`: two bytes a chunk.
 
-    `last`: (split, main term or None) -> the largest hash that is still within the limit; None: there is no limit.
+    `later[code]`: the recordings in which a speaker of the dev (1) or test (2) split speaks.
     """
 
-    rule: SplitRule
-    later: dict[str, str]
-    last: dict[tuple[str, str | None], float] | None = None
+    split: np.ndarray  # uint8[chunks], index into SPLIT_NAMES
+    reason: np.ndarray  # uint8[chunks], index into _REASONS
+    later: dict[int, set[str]]
 
-    def place(self, chunk: dict[str, Any]) -> tuple[str, tuple[str, str] | None]:
-        """(split, (reason, detail) why the chunk may not be used there or None)."""
-        split = self.rule.split_of(chunk["speaker_id"])
-        if (later := self.later.get(chunk["recording_id"], split)) != split:
-            return split, ("shared_recording", f"a speaker of {later} speaks in {chunk['recording_id']!r} too")
-        if split != "test" and (unseen := self.rule.unseen_terms.intersection(chunk["touched_terms"])):
-            return split, ("unseen_term", f"part of the unseen term {min(unseen)!r} is spoken in it")
-        main = chunk["main_term"]
-        if self.last is not None and _position(chunk["chunk_id"], "limit") > self.last[split, main]:
-            if main is None:
-                return split, (
-                    "over_no_term_limit",
-                    "the share of no-term chunks that is kept is the share of term chunks",
-                )
-            return split, ("over_term_limit", f"splits.max_chunks_per_term other chunks of {main!r} are kept")
-        return split, None
+    def latest(self, recording_id: str) -> int:
+        """The latest split that one of its speakers is in."""
+        return max((code for code, recordings in self.later.items() if recording_id in recordings), default=0)
 
 
-def _later_recordings(chunks: dict[str, Path], rule: SplitRule) -> dict[str, str]:
-    later: dict[str, str] = {}
-    for path in chunks.values():
-        for row in iterate_rows(path, columns=["recording_id", "speaker_id"]):
-            split = rule.split_of(row["speaker_id"])
-            if split == "test" or (split == "dev" and row["recording_id"] not in later):
-                later[row["recording_id"]] = split
-    return later
+def _batches(chunks: dict[str, Path], columns: list[str]) -> Iterator[tuple[str, slice, pa.RecordBatch]]:
+    """(shard, place among all rows, rows) of all shards, by name; a batch is never of two shards."""
+    first = 0
+    for shard, path in sorted(chunks.items()):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+                yield shard, slice(first, first + batch.num_rows), batch
+                first += batch.num_rows
 
 
-def _limited(chunks: dict[str, Path], placement: _Placement, limit: int) -> _Placement:
-    """`placement` with the hashes up to which a term's chunks stay: the lowest `limit` of each term and split."""
-    lowest: dict[tuple[str, str], list[float]] = defaultdict(list)  # the largest of them first, negated
-    found: Counter[str] = Counter()  # term chunks by split
-    no_term: dict[str, list[float]] = defaultdict(list)
-    for path in chunks.values():
-        for chunk in iterate_rows(path, columns=_COLUMNS):
-            split, problem = placement.place(chunk)
-            if problem:
-                continue
-            position = _position(chunk["chunk_id"], "limit")
-            if not chunk["has_term"]:
-                no_term[split].append(position)
-                continue
-            found[split] += 1
-            kept = lowest[split, chunk["main_term"]]
-            if len(kept) < limit:
-                heapq.heappush(kept, -position)
-            else:
-                heapq.heappushpop(kept, -position)
-    last: dict[tuple[str, str | None], float] = {key: -kept[0] for key, kept in lowest.items()}
-    for split, positions in no_term.items():
-        kept_terms = sum(len(kept) for (name, _), kept in lowest.items() if name == split)
-        share = kept_terms / found[split] if found[split] else 1.0
-        stay = round(share * len(positions))
-        last[split, None] = sorted(positions)[stay - 1] if stay else -1.0
-    return replace(placement, last=last)
+def _values(column: pa.Array) -> list[Any]:
+    return pc.unique(column).to_pylist()
+
+
+def _mapped(column: pa.Array, function: Callable[[Any], int], dtype: type[np.integer]) -> np.ndarray:
+    """`function` of every value of the column (None is one too), called once for each that occurs."""
+    encoded = column.dictionary_encode("encode")
+    codes = np.fromiter(map(function, encoded.dictionary.to_pylist()), dtype, len(encoded.dictionary))
+    return codes[encoded.indices.to_numpy()]
+
+
+def _placed(chunks: dict[str, Path], rule: SplitRule) -> _Placement:
+    """Every chunk's split by its speaker, and which may not be used there, whatever the limit."""
+    splits = []
+    later: dict[int, set[str]] = {code: set() for code in range(1, len(SPLIT_NAMES))}
+    for _, _, batch in _batches(chunks, ["recording_id", "speaker_id"]):
+        split = _mapped(batch["speaker_id"], lambda speaker: SPLIT_NAMES.index(rule.split_of(speaker)), np.uint8)
+        for code, recordings in later.items():
+            recordings.update(_values(batch["recording_id"].filter(split == code)))
+        splits.append(split)
+    split = np.concatenate([np.empty(0, np.uint8), *splits])
+    placement = _Placement(split, np.full(len(split), _KEPT, np.uint8), later)
+    unseen_terms = pa.array(sorted(rule.unseen_terms), pa.string())
+    for _, rows, batch in _batches(chunks, ["recording_id", "touched_terms"]):
+        reason = placement.reason[rows]  # a view; what is said last counts
+        touched = batch["touched_terms"]
+        unseen = pc.is_in(pc.list_flatten(touched), unseen_terms)
+        reason[pc.list_parent_indices(touched).filter(unseen).to_numpy()] = _UNSEEN
+        reason[split[rows] == SPLIT_NAMES.index("test")] = _KEPT
+        reason[_mapped(batch["recording_id"], placement.latest, np.uint8) > split[rows]] = _SHARED
+    return placement
+
+
+def _limit(chunks: dict[str, Path], placement: _Placement, limit: int) -> None:
+    """Reject all but the `limit` lowest hashes of each term and split, and as large a share of the no-term chunks."""
+    term_codes: dict[str | None, int] = {None: 0}
+    parts_of_group, parts_of_position = [], []
+    for _, rows, batch in _batches(chunks, ["chunk_id", "main_term"]):
+        kept = placement.reason[rows] == _KEPT
+        term = _mapped(batch["main_term"].filter(kept), lambda t: term_codes.setdefault(t, len(term_codes)), np.int64)
+        parts_of_group.append(term * len(SPLIT_NAMES) + placement.split[rows][kept])
+        names = batch["chunk_id"].filter(kept).to_pylist()
+        parts_of_position.append(np.fromiter((_position(name, "limit") for name in names), np.float64, len(names)))
+    group = np.concatenate([np.empty(0, np.int64), *parts_of_group])
+    position = np.concatenate([np.empty(0), *parts_of_position])
+
+    found = np.bincount(group, minlength=len(term_codes) * len(SPLIT_NAMES)).reshape(-1, len(SPLIT_NAMES))
+    stay = np.minimum(found, limit)  # [terms, splits]; row 0 is "no term"
+    for code in range(len(SPLIT_NAMES)):
+        terms_found, terms_stay = int(found[1:, code].sum()), int(stay[1:, code].sum())
+        stay[0, code] = round((terms_stay / terms_found if terms_found else 1.0) * int(found[0, code]))
+
+    ordered = position[np.lexsort((position, group))]
+    last_place = np.cumsum(found) - found.ravel() + stay.ravel() - 1
+    last = np.full(stay.size, -1.0)  # the largest hash of each group that stays
+    last[stay.ravel() > 0] = ordered[last_place[stay.ravel() > 0]]
+    over = position > last[group]
+    is_term = group[over] >= len(SPLIT_NAMES)
+    placement.reason[np.flatnonzero(placement.reason == _KEPT)[over]] = np.where(is_term, _OVER_TERM, _OVER_NO_TERM)
 
 
 def _heard_in_training(chunks: dict[str, Path], placement: _Placement) -> set[str]:
     """The main terms that some kept training chunk holds whole: the seen ones, whatever the configuration lists."""
     heard: set[str] = set()
-    for path in chunks.values():
-        for chunk in iterate_rows(path, columns=_COLUMNS):
-            if chunk["has_term"] and placement.place(chunk) == ("train", None):
-                heard.update([chunk["main_term"], *chunk["other_terms"]])
+    for _, rows, batch in _batches(chunks, ["main_term", "has_term", "other_terms"]):
+        in_training = (placement.split[rows] == SPLIT_NAMES.index("train")) & (placement.reason[rows] == _KEPT)
+        trained = batch.filter(in_training).filter(pc.field("has_term"))
+        heard.update(_values(trained["main_term"]), _values(pc.list_flatten(trained["other_terms"])))
     return heard
 
 
-def _row(chunk: dict[str, Any], shard: str, heard: set[str]) -> dict[str, Any]:
-    row = {name: chunk.get(name) for name in SPLITS.names}
-    row["shard"] = shard
-    row["seen_term"] = chunk["main_term"] in heard if chunk["has_term"] else None
-    row["duration_s"] = chunk["end_s"] - chunk["start_s"]
-    return row
+def _split_rows(batch: pa.RecordBatch, shard: str, heard: pa.Array) -> pa.Table:
+    """The batch with SPLITS' columns. `heard`: the main terms that training hears."""
+    columns = {
+        "shard": pa.repeat(shard, batch.num_rows),
+        "seen_term": pc.if_else(batch["has_term"], pc.is_in(batch["main_term"], heard), None),
+        "duration_s": pc.subtract(batch["end_s"], batch["start_s"]),
+    }
+    return pa.table({name: columns[name] if name in columns else batch[name] for name in SPLITS.names}, schema=SPLITS)
+
+
+def _detail(chunk: dict[str, Any], reason: int, rule: SplitRule, placement: _Placement) -> str:
+    if reason == _SHARED:
+        later = SPLIT_NAMES[placement.latest(chunk["recording_id"])]
+        return f"a speaker of {later} speaks in {chunk['recording_id']!r} too"
+    if reason == _UNSEEN:
+        term = min(rule.unseen_terms.intersection(chunk["touched_terms"]))
+        return f"part of the unseen term {term!r} is spoken in it"
+    if reason == _OVER_TERM:
+        return f"splits.max_chunks_per_term other chunks of {chunk['main_term']!r} are kept"
+    return "the share of no-term chunks that is kept is the share of term chunks"
 
 
 def _chosen(names: set[str], wanted: float | list[str], key: str, salt: str, skip: float) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def convert(
     with_lengths = calculate_lengths and format in LENGTHS
     count = (token_counter(tokenizer) if format == "funasr_nano" else text_units) if with_lengths else None
     line_of = line_writer(format, count)
-    root = str((audio_root or source.parent).resolve())
+    root = str((audio_root or source.parent).resolve()).rstrip("/") + "/"
     rejected = RejectedRows("lines", max_rejected_fraction)
     with atomic_path(output) as temporary:
         with temporary.open("wb") as file:
@@ -98,14 +98,15 @@ def _example(line: bytes, root: str, prompt: str) -> Example | _Bad:
     if not isinstance(row, dict):
         return _Bad("", "broken_line", "not a JSON object")
     key, wav, text = _field(row, _KEY), _field(row, _WAV), _field(row, _TEXT)
-    for names, value in ((_KEY, key), (_WAV, wav), (_TEXT, text)):
-        if value is not None and not isinstance(value, str):
-            return _Bad("", "broken_line", f"{names[0]} is a {type(value).__name__}; expected text")
+    if not type(key) is type(wav) is type(text) is str:
+        for names, value in ((_KEY, key), (_WAV, wav), (_TEXT, text)):
+            if value is not None and not isinstance(value, str):
+                return _Bad("", "broken_line", f"{names[0]} is a {type(value).__name__}; expected text")
     if not wav or "\0" in wav:
         return _Bad(key or "", "broken_line", f"no {' or '.join(_WAV)}, or a NUL in it")
     if not text or text.isspace():
         return _Bad(key or wav, "no_text", f"no {' or '.join(_TEXT)}, or it is blank")
-    path = os.path.normpath(os.path.join(root, wav))  # noqa: PTH118 (pathlib costs as much as all the rest)
+    path = os.path.normpath(wav if wav.startswith("/") else root + wav)  # pathlib costs as much as all the rest
     return Example(key=key or wav, wav=path, duration_s=0.0, text=text, prompt=prompt, answer=text)
 
 
@@ -123,4 +124,4 @@ def _with_duration(example: Example) -> Example | _Bad:
         return _Bad(example.key, "unreadable_audio", str(error))
     if fbank_frames(duration_s) < 1:
         return _Bad(example.key, "too_short", f"{duration_s:.3f} s hold no fbank frame")
-    return replace(example, duration_s=duration_s)
+    return example._replace(duration_s=duration_s)

@@ -22,6 +22,16 @@ if config["retrieval"]["random_control"]:
     WEIGHTS = ENCODER["retriever"].removeprefix("bundled:")
     ENCODER["retriever_random"] = f"random:{WEIGHTS}"
 BACKENDS = list(ENCODER)
+# What transcripts are searched by, where there are any: the comparison with doing without a retriever.
+MATCHES = ["letters", "phonemes"] if config["evaluate"]["transcripts"] else []
+EVALUATED = [*BACKENDS, *(f"transcript_{match}" for match in MATCHES)]
+FIGURES = {
+    name: value for name, value in config["evaluate"].items() if name != "transcripts"
+}
+INTERACTION = config["retrieval"]["interaction"]
+LEXICON = config["align"]["embedded"][
+    "lexicon"
+]  # the aligner's; a retriever spells terms with it
 
 
 wildcard_constraints:
@@ -29,6 +39,7 @@ wildcard_constraints:
     split="|".join(SPLITS),
     format="funasr_nano|funasr|conversation|flat",
     backend="|".join(BACKENDS),
+    match="letters|phonemes",
 
 
 def sharded(stage):

@@ -7,8 +7,7 @@ rule index_backend:
         glossary=rules.glossary.output.glossary,
         alt2main=rules.glossary.output.alt2main,
     output:
-        index=DATA / "index/{backend}/terms.faiss",
-        terms=DATA / "index/{backend}/terms.parquet",
+        directory(DATA / "index/{backend}"),
     log:
         LOGS / "index/{backend}.log",
     benchmark:
@@ -16,6 +15,9 @@ rule index_backend:
     threads: 1
     resources:
         **grows(mem_mb=2000, runtime_min=60),
+    params:
+        kind=config["retrieval"]["pooled"]["index"],
+        max_rejected_fraction=config["max_rejected_fraction"],
     message:
         "Indexing the glossary with {wildcards.backend}"
     script:
@@ -24,6 +26,6 @@ rule index_backend:
 
 rule index:
     input:
-        [DATA / "index" / backend / "terms.faiss" for backend in BACKENDS],
+        [DATA / "index" / backend for backend in BACKENDS],
     message:
         "Stage index is whole"

@@ -7,10 +7,9 @@ rule report:
         conflicts=rules.glossary.output.conflicts,
         alignment=[] if CHUNKS["from_file"] else rules.align_summary.output,
         models=[DATA / "models" / backend for backend in BACKENDS],
-        metrics=[DATA / "evaluation" / backend / "metrics.json" for backend in BACKENDS],
+        metrics=[DATA / "evaluation" / name / "metrics.json" for name in EVALUATED],
         predictions=[
-            DATA / "evaluation" / backend / "predictions.parquet"
-            for backend in BACKENDS
+            DATA / "evaluation" / name / "predictions.parquet" for name in EVALUATED
         ],
     output:
         report=DATA / "report.html",

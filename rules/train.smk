@@ -32,6 +32,7 @@ rule train_backend:
         dev=DATA / "splits/dev.parquet",
         glossary=rules.glossary.output.glossary,
         alt2main=rules.glossary.output.alt2main,
+        lexicon=optional(LEXICON),
     output:
         directory(DATA / "models/{backend}"),
     log:
@@ -44,10 +45,8 @@ rule train_backend:
     params:
         encoder=lambda wildcards: ENCODER[wildcards.backend],
         layer=config["retrieval"]["layer"],
-        embedding_dim=config["retrieval"]["embedding_dim"],
-        audio_head=config["retrieval"]["audio_head"],
-        text_tower=config["retrieval"]["text_tower"],
-        objective=config["train"]["objective"],
+        interaction=INTERACTION,
+        settings=config["retrieval"][INTERACTION],
         schedule=config["train"]["schedule"],
         augmentation=config["train"]["augmentation"],
         seed=config["seed"],

@@ -6,6 +6,7 @@ half file. Every table carries, in its Parquet metadata, how many rows its stage
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -102,7 +103,21 @@ FEATURES = pa.schema(
         ("frames", pa.binary()),  # float16, little-endian, [n_frames, dim] row by row
     ]
 )
-TERMS = pa.schema([("row", pa.int64()), ("surface", pa.string()), ("main_term", pa.string())])
+TRANSCRIPTS = pa.schema(
+    [
+        ("chunk_id", pa.string()),
+        ("text", pa.string()),  # as the recogniser writes it, with case and punctuation
+        ("seconds", pa.float64()),  # of wall clock: an equal share of what its batch took
+    ]
+)
+TERMS = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("surface", pa.string()),
+        ("main_term", pa.string()),
+        ("units", pa.list_(pa.int16())),  # how the surface is said, where the retriever aligns; else null
+    ]
+)
 PREDICTIONS = pa.schema(
     [
         ("chunk_id", pa.string()),
@@ -144,6 +159,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; it takes the place of `path` when the block ends without an error.
+
+    What an earlier, killed writer of the same folder left behind is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        shutil.rmtree(stale)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

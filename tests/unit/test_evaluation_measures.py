@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from earmark.evaluation.measures import auroc, recall_and_mrr, rejection, rejection_threshold
+from earmark.evaluation.measures import (
+    LETTER_BINS,
+    TRAINING_CHUNK_BINS,
+    auroc,
+    calibration,
+    letter_count,
+    recall_and_mrr,
+    recall_by_bin,
+    rejection,
+    rejection_threshold,
+)
 from earmark.retrieval.ranking import TermColumns, rank_of, term_scores
 
 TERMS = TermColumns.of(["rome", "oslo", "rome", "lima"])  # the third surface is an alias of the first
@@ -91,3 +101,77 @@ def test_rejection_without_no_term_chunks_makes_no_figures_up():
     report = rejection(0.5, np.array([]), {"all": np.array([0.4])})
     assert report["false_acceptance"] is None
     assert report["term_chunks"]["all"]["auroc"] is None
+
+
+def test_ndcg_at_10_by_hand():
+    report = recall_and_mrr(np.array([1, 3, 10, 11]), np.array(["rome", "oslo", "lima", "lima"]), 40, 100, 0)
+    assert report["ndcg@10"]["value"] == pytest.approx((1 + 1 / 2 + 1 / np.log2(11) + 0) / 4)
+    assert report["ndcg@10"]["low"] <= report["ndcg@10"]["value"] <= report["ndcg@10"]["high"]
+
+
+def test_each_chunk_counts_in_the_bin_that_holds_its_value():
+    ranks = np.array([1, 20, 1, 1, 20, 1])
+    terms = np.array(["a", "b", "c", "d", "e", "f"])
+    report = recall_by_bin(ranks, terms, np.array([0, 1, 4, 5, 19, 20]), TRAINING_CHUNK_BINS, 40, 10, 0)
+    assert {name: group["n"] for name, group in report.items()} == {"0": 1, "1-4": 2, "5-19": 2, "20+": 1}
+    assert [group["recall@10"]["value"] for group in report.values()] == [1, 0.5, 0.5, 1]
+
+
+def test_an_empty_bin_has_a_reason_and_a_value_below_all_bins_is_an_error():
+    lengths = np.array([letter_count("new york"), letter_count("covid-19")])
+    report = recall_by_bin(np.array([1, 2]), np.array(["new york", "covid-19"]), lengths, LETTER_BINS, 5, 10, 0)
+    assert {name: group["n"] for name, group in report.items()} == {"1-6": 0, "7-9": 2, "10-13": 0, "14+": 0}
+    assert "reason" in report["14+"]
+    with pytest.raises(ValueError, match="lies below the lowest bin"):
+        recall_by_bin(np.array([1]), np.array(["..."]), np.array([letter_count("...")]), LETTER_BINS, 5, 10, 0)
+
+
+def drawn_scores(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores, and labels that are true with the chance 1 / (1 + exp(-(20 * score - 6)))."""
+    random = np.random.default_rng(seed)
+    scores = random.uniform(0, 0.6, count)
+    return scores, random.random(count) < 1 / (1 + np.exp(-(20 * scores - 6)))
+
+
+def test_scores_of_one_law_are_calibrated_and_those_of_the_opposite_law_are_not():
+    dev, (scores, has_term) = drawn_scores(4000, 0), drawn_scores(4000, 1)
+    report = calibration(*dev, scores, has_term)
+    assert (report["slope"], report["intercept"]) == (pytest.approx(20, rel=0.1), pytest.approx(-6, rel=0.1))
+    assert report["ece"] < 0.03
+    assert calibration(*dev, scores, ~has_term)["ece"] > 0.6
+
+
+def test_the_calibration_error_is_that_of_its_bins_by_hand():
+    dev, (scores, has_term) = drawn_scores(300, 0), drawn_scores(50, 1)
+    report = calibration(*dev, scores, has_term)
+    chance = 1 / (1 + np.exp(-(report["slope"] * scores + report["intercept"])))
+    error = 0.0
+    for low in np.arange(10) / 10:
+        inside = (chance >= low) & (chance < low + 0.1)
+        if inside.any():
+            error += inside.mean() * abs(chance[inside].mean() - has_term[inside].mean())
+    assert report["ece"] == pytest.approx(error)
+    assert sum(row["n"] for row in report["bins"]) == report["n"] == 50
+
+
+def test_the_fit_meets_platts_targets():
+    scores, has_term = drawn_scores(60, 2)
+    report = calibration(scores, has_term, scores, has_term)
+    chance = 1 / (1 + np.exp(-(report["slope"] * scores + report["intercept"])))
+    positives, negatives = has_term.sum(), (~has_term).sum()
+    target = np.where(has_term, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    # Where the likelihood is greatest, chances and targets have the same sum, weighted by score or not.
+    assert [chance.sum(), chance @ scores] == pytest.approx([target.sum(), target @ scores], rel=1e-3)
+
+
+def test_scores_that_separate_dev_entirely_still_give_a_finite_map():
+    scores, has_term = np.array([0.1, 0.2, 0.8, 0.9]), np.array([False, False, True, True])
+    report = calibration(scores, has_term, np.array([0.5, 5.0]), np.array([True, True]))
+    assert 0 < report["slope"] < 100
+    assert report["bins"][-1]["high"] == 1.0
+
+
+def test_calibration_without_both_classes_on_dev_or_without_chunks_has_a_reason():
+    scores, terms, both = np.array([0.1, 0.2]), np.array([True, True]), np.array([True, False])
+    assert "reason" in calibration(scores, terms, scores, both)
+    assert calibration(scores, both, np.array([]), np.array([], bool))["n"] == 0

@@ -48,5 +48,5 @@ def small_config(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
             "unseen_terms": [term for term in unseen if term in heard],
         },
         "train": {"schedule": {"epochs": 2}},
-        "evaluate": {"bootstrap_resamples": 20},
+        "evaluate": {"bootstrap_resamples": 20, "distractors": [50]},
     }

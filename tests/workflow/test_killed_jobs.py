@@ -28,7 +28,7 @@ ARTIFACTS = (
     "term_level_chunks_merged.json",
     "features/retriever/0000.parquet",
     "models/retriever",
-    "index/retriever/terms.parquet",
+    "index/retriever",
     "evaluation/retriever/predictions.parquet",
     "report.html",
 )

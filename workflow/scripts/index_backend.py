@@ -8,7 +8,8 @@ with job_log(snakemake.log[0]):
         Path(snakemake.input.model),
         Path(snakemake.input.glossary),
         Path(snakemake.input.alt2main),
-        Path(snakemake.output.index),
-        Path(snakemake.output.terms),
+        Path(snakemake.output[0]),
+        kind=snakemake.params.kind,
+        max_rejected_fraction=snakemake.params.max_rejected_fraction,
         threads=snakemake.threads,
     )

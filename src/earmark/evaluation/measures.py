@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 RECALL_AT = (1, 5, 10, 20)
+NDCG_AT = 10
+# Lower ends of the groups that recall is split into. No chunk is zero-shot, fewer than five few-shot.
+TRAINING_CHUNK_BINS = (0, 1, 5, 20)
+LETTER_BINS = (1, 7, 10, 14)
 _INTERVAL = (2.5, 97.5)  # percentiles: 95 %
 
 
 def recall_and_mrr(ranks: np.ndarray, main_terms: np.ndarray, terms: int, resamples: int, seed: int) -> dict[str, Any]:
-    """Recall@K and MRR of ranks[n] (from 1) among `terms` main terms, with 95 % bootstrap intervals.
+    """Recall@K, MRR and nDCG@10 of ranks[n] (from 1) among `terms` main terms, with 95 % bootstrap intervals.
 
-    `main_terms`[n] are the terms that were spoken. {n, recall@K: {value, low, high, chance}, mrr: {value, low, high}};
-    with n = 0 the figures are null, with a reason. Terms are resampled, each with all its chunks: one term's chunks
-    tend to be found or missed together. So the intervals say what other terms would give, for these speakers; of a
-    single term they say nothing.
+    `main_terms`[n] are the terms that were spoken. {n, recall@K: {value, low, high, chance}, mrr: {value, low, high},
+    ndcg@10: the same}; with n = 0 the figures are left out, with a reason. A chunk has one right term, so the ideal
+    gain is 1 and its nDCG@10 is 1 / log2(1 + rank) within the first ten, 0 beyond. Terms are resampled, each with all
+    its chunks: one term's chunks tend to be found or missed together. So the intervals say what other terms would give,
+    for these speakers; of a single term they say nothing.
     """
     if not len(ranks):
         return {"n": 0, "reason": "no such chunk in this split"}
@@ -27,7 +35,47 @@ def recall_and_mrr(ranks: np.ndarray, main_terms: np.ndarray, terms: int, resamp
     for k in RECALL_AT:
         report[f"recall@{k}"] = {**_interval((ranks <= k).astype(float), term, weights), "chance": min(1.0, k / terms)}
     report["mrr"] = _interval(1 / ranks, term, weights)
+    gains = np.where(ranks <= NDCG_AT, 1 / np.log2(1 + ranks), 0.0)
+    report[f"ndcg@{NDCG_AT}"] = _interval(gains, term, weights)
     return report
+
+
+def recall_by_bin(
+    ranks: np.ndarray,
+    main_terms: np.ndarray,
+    values: np.ndarray,
+    lower_ends: Sequence[int],
+    terms: int,
+    resamples: int,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """`recall_and_mrr` of the chunks in each bin of values[n], a whole number per chunk: {"1-4": {...}, "20+": {...}}.
+
+    Bin i holds values from `lower_ends[i]` up to the next lower end, the last one all above. `values` are the number of
+    training chunks of each chunk's main term (TRAINING_CHUNK_BINS) or its length (`letter_count`, LETTER_BINS). No bin
+    is left out; ValueError if a value lies below all of them.
+    """
+    bins = np.searchsorted(lower_ends, values, side="right") - 1
+    if (bins < 0).any():
+        raise ValueError(f"a value of {values.min()} lies below the lowest bin, which begins at {lower_ends[0]}")
+    report = {}
+    for number, name in enumerate(_bin_names(lower_ends)):
+        inside = bins == number
+        report[name] = recall_and_mrr(ranks[inside], main_terms[inside], terms, resamples, seed)
+    return report
+
+
+def _bin_names(lower_ends: Sequence[int]) -> list[str]:
+    names = [str(low) if high == low + 1 else f"{low}-{high - 1}" for low, high in pairwise(lower_ends)]
+    return [*names, f"{lower_ends[-1]}+"]
+
+
+def letter_count(term: str) -> int:
+    """Letters and digits of a term: how much there is to hear of it.
+
+    Words would not do: a Chinese term has as many as it has characters, a German compound has one.
+    """
+    return sum(character.isalnum() for character in term)
 
 
 def _resample(terms: int, resamples: int, seed: int) -> np.ndarray:
@@ -78,3 +126,54 @@ def auroc(positive: np.ndarray, negative: np.ndarray) -> float | None:
         return None
     labels = np.repeat([1, 0], [len(positive), len(negative)])
     return float(roc_auc_score(labels, np.concatenate([positive, negative])))
+
+
+def calibration(
+    dev_scores: np.ndarray, dev_has_term: np.ndarray, scores: np.ndarray, has_term: np.ndarray, bins: int = 10
+) -> dict[str, Any]:
+    """How far the best score can be read as the chance that the chunk holds a term: expected calibration error.
+
+    A logistic map from best score to P(term chunk) is fitted on dev (scores[n], bool[n]) and applied to another split.
+    `ece` is the mean over that split's chunks of |mean P - share of term chunks| of their bin, among `bins` of equal
+    width in P (Guo et al. 2017, for two classes): {n, ece, slope, intercept, bins: [{low, high, n, mean_probability,
+    term_share}]}, empty bins left out; a `reason` and no figure where dev lacks a class or the split has no chunk. P
+    rests on dev's share of term chunks: another share elsewhere is part of the error.
+    """
+    if dev_has_term.all() or not dev_has_term.any():
+        return {"n": len(scores), "reason": "the dev split has no term chunk, or no no-term chunk, to calibrate on"}
+    if not len(scores):
+        return {"n": 0, "reason": "no such chunk in this split"}
+    slope, intercept = _platt(dev_scores, dev_has_term)
+    probabilities = 1 / (1 + np.exp(-(slope * scores + intercept)))
+    number = np.minimum((probabilities * bins).astype(int), bins - 1)
+    rows = []
+    for index in np.unique(number):
+        inside = number == index
+        rows.append(
+            {
+                "low": float(index / bins),
+                "high": float((index + 1) / bins),
+                "n": int(inside.sum()),
+                "mean_probability": float(probabilities[inside].mean()),
+                "term_share": float(has_term[inside].mean()),
+            }
+        )
+    error = sum(row["n"] * abs(row["mean_probability"] - row["term_share"]) for row in rows) / len(scores)
+    return {"n": len(scores), "ece": float(error), "slope": slope, "intercept": intercept, "bins": rows}
+
+
+def _platt(scores: np.ndarray, has_term: np.ndarray) -> tuple[float, float]:
+    """Slope and intercept of the logistic map, unpenalised, fitted to Platt's (1999) softened labels.
+
+    A positive counts as (N + 1) / (N + 2) of one, a negative as 1 / (N + 2): scores that separate the classes would
+    else have an infinite slope. As weights, each chunk stands on both sides.
+    """
+    positives, negatives = int(has_term.sum()), int((~has_term).sum())
+    share = np.where(has_term, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    centre, scale = scores.mean(), scores.std() or 1.0  # the solver wants figures about 1
+    standard = ((scores - centre) / scale)[:, None]
+    fit = LogisticRegression(C=np.inf).fit(
+        np.concatenate([standard, standard]), np.repeat([1, 0], len(scores)), np.concatenate([share, 1 - share])
+    )
+    slope = float(fit.coef_[0, 0] / scale)
+    return slope, float(fit.intercept_[0] - slope * centre)

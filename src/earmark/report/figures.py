@@ -11,7 +11,13 @@ from earmark.errors import InputError
 from earmark.files import read_json
 
 CONTROL = "retriever_random"
+TRANSCRIPTS = ("transcript_letters", "transcript_phonemes")
 RECALL_AT = (1, 5, 10, 20)
+_NAMES = {
+    CONTROL: f"{CONTROL}, the control",
+    TRANSCRIPTS[0]: "Whisper's transcripts, terms matched by letters",
+    TRANSCRIPTS[1]: "Whisper's transcripts, terms matched by phonemes",
+}
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,7 @@ class RunFigures:
     folder: Path
     funnel: dict[str, Any]
     alignment: dict[str, Any] | None
-    metrics: dict[str, dict[str, Any]]  # by backend, the control last
+    metrics: dict[str, dict[str, Any]]  # by backend, the control behind it, then what was searched in transcripts
     losses: dict[str, list[dict[str, Any]]]  # train_metrics.jsonl by backend
     audits: dict[str, dict[str, Any]]
 
@@ -36,11 +42,12 @@ def read_figures(folder: Path, config: dict[str, Any]) -> RunFigures:
     An earlier run under another configuration may have left more in the folder: that is passed over.
     """
     backends = ["retriever", *([CONTROL] if config["retrieval"]["random_control"] else [])]
+    evaluated = [*backends, *(TRANSCRIPTS if config["evaluate"]["transcripts"] else [])]
     return RunFigures(
         folder=folder,
         funnel=read_json(folder / "funnel.json"),
         alignment=None if config["chunks"]["from_file"] else read_json(folder / "evaluation/alignment.json"),
-        metrics={backend: read_json(folder / "evaluation" / backend / "metrics.json") for backend in backends},
+        metrics={backend: read_json(folder / "evaluation" / backend / "metrics.json") for backend in evaluated},
         losses={backend: _read_lines(folder / "models" / backend / "train_metrics.jsonl") for backend in backends},
         audits={backend: read_json(folder / "models" / backend / "audit.json") for backend in backends},
     )
@@ -59,7 +66,7 @@ def print_figures(folder: Path) -> None:
             f"median {every['median_ms']:.0f} ms"
         )
     for backend, metrics in figures.metrics.items():
-        name = f"{backend}, the control" if backend == CONTROL else backend
+        name = _NAMES.get(backend, backend)
         print(f"\n{name}: test speakers, {metrics['main_terms']} main terms")
         print(f"  {'':14}{'n':>6}" + "".join(f"{f'R@{k}':>8}" for k in RECALL_AT) + f"{'MRR':>8}")
         for group in ("seen", "unseen"):
@@ -67,7 +74,20 @@ def print_figures(folder: Path) -> None:
             values = [_value(row.get(f"recall@{k}")) for k in RECALL_AT] + [_value(row.get("mrr"))]
             print(f"  {group + ' terms':14}{row['n']:>6}" + "".join(f"{_shown(value):>8}" for value in values))
         print(f"  rejection: {rejection_sentence(metrics)}")
+        for count, larger in metrics["distractors"].items():
+            print(f"  {distractors_sentence(int(count), larger)}")
     print(f"\nreport: {(folder / 'report.html').resolve()}")
+
+
+def distractors_sentence(count: int, larger: dict[str, Any]) -> str:
+    """What is left of Recall@10 and rejection with `count` words in the glossary that nobody says."""
+    retrieval, rejection = larger["test"]["retrieval"], larger["test"]["rejection"]
+    seen, unseen = (_shown(_value(retrieval[group].get("recall@10"))) for group in ("seen", "unseen"))
+    sentence = f"with {count:,} words more in the glossary: R@10 seen {seen}, unseen {unseen}"
+    if "reason" in rejection:
+        return sentence
+    false_rejection = rejection["term_chunks"]["all"]["false_rejection"]
+    return f"{sentence}; falsely rejected {_shown(false_rejection)}, accepted {_shown(rejection['false_acceptance'])}"
 
 
 def rejection_sentence(metrics: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from earmark.artifacts import atomic_path, iterate_rows, write_json
 from earmark.report import plots
 from earmark.report.figures import CONTROL, RECALL_AT, RunFigures, read_figures, rejection_sentence
 
+_SHARDED = ("corpus", "alignments", "chunks", "features/*", "transcripts")
 _SHOWN_ROWS = 30  # of long lists; the artifacts hold them whole
 
 
@@ -47,6 +48,8 @@ def write_report(
         version=earmark.__version__,
         figures=figures,
         main=main,
+        transcriber=config["evaluate"]["transcripts"],
+        test_distractors=figures.metrics[main]["distractors"],
         control=CONTROL,
         recall_at=RECALL_AT,
         rejection_sentence=rejection_sentence,
@@ -72,7 +75,7 @@ def _recall_plot(figures: RunFigures) -> str:
         for group in ("seen", "unseen"):
             recalls = {k: value for k in RECALL_AT if (value := figures.recall(backend, group, k)) is not None}
             if recalls:
-                prefix = "random encoder, " if backend == CONTROL else ""
+                prefix = "" if backend == "retriever" else f"{backend}, "
                 curves[f"{prefix}{group} terms"] = recalls
     terms = next(iter(figures.metrics.values()))["main_terms"]
     curves["chance"] = {k: min(1.0, k / terms) for k in RECALL_AT}
@@ -132,8 +135,15 @@ def _hardest_terms(test: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _rejected_rows(run_folder: Path, shards: list[str], formats: list[str]) -> list[dict[str, str]]:
     """The first rejected rows of every artifact of this run, with where they are listed."""
-    sharded = [f"{stage}/{shard}" for stage in ("corpus", "alignments", "chunks", "features/*") for shard in shards]
-    named = ["corpus/manifest", "splits/*", *(f"export/{name}/*" for name in formats), *sharded]
+    sharded = [f"{stage}/{shard}" for stage in _SHARDED for shard in shards]
+    named = [
+        "corpus/manifest",
+        "chunks/manifest",
+        "splits/*",
+        "index/*",
+        *(f"export/{name}/*" for name in formats),
+        *sharded,
+    ]
     rows = []
     for path in sorted(found for name in named for found in run_folder.glob(f"{name}.rejected.jsonl")):
         rows += [{"file": str(path.relative_to(run_folder)), **row} for row in _first_lines(path)]

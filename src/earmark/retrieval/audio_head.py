@@ -36,7 +36,7 @@ class AudioHead(SavedModule):
         self.frame_dim, self.hidden_dim, self.embedding_dim = frame_dim, hidden_dim, embedding_dim
         self.queries, self.blocks, self.kernel_size, self.dropout = queries, blocks, kernel_size, dropout
         self.input = nn.Sequential(nn.LayerNorm(frame_dim), nn.Linear(frame_dim, hidden_dim))
-        self.temporal = nn.ModuleList(_ConvBlock(hidden_dim, kernel_size, dropout) for _ in range(blocks))
+        self.temporal = nn.ModuleList(ConvBlock(hidden_dim, kernel_size, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(hidden_dim)
         self.scores = nn.Linear(hidden_dim, queries)
         self.values = nn.Linear(hidden_dim, hidden_dim)
@@ -58,7 +58,7 @@ class AudioHead(SavedModule):
         return self.embedding_dim
 
 
-class _ConvBlock(nn.Module):
+class ConvBlock(nn.Module):
     """Depthwise convolution over time, then a pointwise feed-forward, both residual."""
 
     def __init__(self, dim: int, kernel_size: int, dropout: float):

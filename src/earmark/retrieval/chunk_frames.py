@@ -52,6 +52,7 @@ class ChunkFrames:
             cache_dir=str(cache),
             filters=pc.field("chunk_id").isin(list(wanted)),
         )
+        self._lengths: list[int] = list(self._table["n_frames"])
         self.dim = self._one(0).shape[1]
 
     def __contains__(self, chunk_id: str) -> bool:
@@ -60,6 +61,10 @@ class ChunkFrames:
     def _one(self, row: int) -> np.ndarray:
         record = self._table[row]
         return np.frombuffer(bytearray(record["frames"]), "<f2").reshape(record["n_frames"], -1)
+
+    def length(self, chunk_id: str) -> int:
+        """The number of a chunk's frames."""
+        return self._lengths[self._rows[chunk_id]]
 
     def batch(self, chunk_ids: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """frames[B, T, dim] in float32, zero beyond each chunk's end, and lengths[B]."""

@@ -10,7 +10,8 @@ from sentence_transformers.base import BaseModel
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from earmark.retrieval.chunk_frames import ChunkFrames
-from earmark.retrieval.model import embed_audio, embed_surfaces
+from earmark.retrieval.index import index_surfaces
+from earmark.retrieval.model import TermRetriever, hear
 from earmark.retrieval.ranking import TermColumns, rank_of, term_scores
 from earmark.retrieval.split_rows import SplitRow
 
@@ -24,10 +25,12 @@ class DevEvaluator(BaseEvaluator):
     The others never take part: a choice made on terms that training has not heard would no longer be blind to them.
     """
 
-    def __init__(self, rows: Sequence[SplitRow], frames: ChunkFrames, surfaces: dict[str, str], batch_size: int):
+    def __init__(
+        self, rows: Sequence[SplitRow], frames: ChunkFrames, surfaces: dict[str, str], candidates: int, batch_size: int
+    ):
         super().__init__()
         self.rows = [row for row in rows if row.has_term and row.seen_term]
-        self.frames, self.surfaces, self.batch_size = frames, surfaces, batch_size
+        self.frames, self.surfaces, self.candidates, self.batch_size = frames, surfaces, candidates, batch_size
         self.primary_metric = RECALL
 
     def __call__(
@@ -37,14 +40,16 @@ class DevEvaluator(BaseEvaluator):
         epoch: float | int = -1,
         steps: int = -1,
     ) -> dict[str, float]:
-        columns = TermColumns.of(list(self.surfaces.values()))
+        assert isinstance(model, TermRetriever)
         ranks = []
         with torch.inference_mode():
-            surfaces = embed_surfaces(model, list(self.surfaces))
+            index, _ = index_surfaces(model, self.surfaces)
+            columns = TermColumns.of(index.main_terms)
             for start in range(0, len(self.rows), self.batch_size):
                 batch = self.rows[start : start + self.batch_size]
-                audio = embed_audio(model, *self.frames.batch([row.chunk_id for row in batch]))
-                scores = term_scores((audio @ surfaces.T).cpu().numpy(), columns)
+                frames, lengths = self.frames.batch([row.chunk_id for row in batch])
+                heard = hear(model, {"frames": frames, "frame_lengths": lengths})
+                scores = term_scores(index.scores(heard, self.candidates), columns)
                 for row, row_scores in zip(batch, scores, strict=True):
                     assert row.main_term is not None
                     ranks.append(rank_of(row_scores, columns, row.main_term, row.other_terms))

@@ -1,79 +1,183 @@
-"""The index a retriever searches: one vector for every surface of the glossary."""
+"""The glossary as a retriever searches it: a row for every surface, and for every way to say it."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 import pyarrow as pa
 import torch
 
-from earmark.artifacts import TERMS, atomic_path, read_table, write_table
+from earmark.artifacts import TERMS, RejectedRows, atomic_folder, read_table, write_table
 from earmark.errors import InputError
-from earmark.retrieval.model import load_retriever
+from earmark.retrieval.alignment_index import AlignmentIndex
+from earmark.retrieval.model import TermRetriever, embed_surfaces, load_retriever
+from earmark.retrieval.pooled_index import PooledIndex
 from earmark.retrieval.split_rows import read_surfaces
+from earmark.retrieval.term_units import TermUnits
+
+log = logging.getLogger(__name__)
+
+_CHECKSUM_KEY = b"earmark_index_sha256"
+_BATCH = 1024  # surfaces embedded at once
 
 
 @dataclass(frozen=True)
 class TermIndex:
-    """A FAISS index whose row i is `surfaces[i]`, a spelling of `main_terms[i]`."""
+    """Row i is `surfaces[i]`, a spelling of `main_terms[i]`."""
 
-    index: faiss.Index
     surfaces: tuple[str, ...]
     main_terms: tuple[str, ...]
+    rows: AlignmentIndex | PooledIndex
 
-    @cached_property
-    def vectors(self) -> np.ndarray:
-        """What the index holds, vectors[surfaces, dim] in float32: a flat index stores them as they are."""
-        return self.index.reconstruct_n(0, self.index.ntotal)
-
-    def scores(self, audio: np.ndarray) -> np.ndarray:
-        """Inner products of audio[B, dim] with every surface, scores[B, surfaces].
-
-        A search would sort the surfaces, only for a ranking of main terms to put them back into the index's order.
-        """
-        return audio.astype(np.float32, copy=False) @ self.vectors.T
+    def scores(self, heard: Mapping[str, Any], candidates: int) -> np.ndarray:
+        """scores[B, rows] of heard chunks (`model.hear`); -inf for rows that are not among a chunk's `candidates`."""
+        found, values = self.rows.search(heard, candidates)
+        scores = np.full((len(found), len(self.surfaces)), -np.inf, np.float32)
+        chunk = np.repeat(np.arange(len(found)), found.shape[1])[found.ravel() >= 0]
+        scores[chunk, found[found >= 0]] = values[found >= 0]
+        return scores
 
 
-def build_index(model: Path, glossary: Path, alt2main: Path, index: Path, terms: Path, *, threads: int) -> None:
-    """Embed every main term and alias; write the FAISS index and, row for row, their table (schema TERMS).
+def index_surfaces(
+    model: TermRetriever, surfaces: Mapping[str, str], kind: str = "auto"
+) -> tuple[TermIndex, list[str]]:
+    """The index of surfaces (surface -> main term), and those that have no spelling. InputError if none has one.
 
-    The index is flat (exact) over inner products, which are cosines of unit vectors. InputError if `model` holds no
+    `kind` is FAISS's, for a pooled retriever: see `pooled_index`.
+    """
+    units = model.term_units
+    if units is None:
+        return TermIndex(tuple(surfaces), tuple(surfaces.values()), PooledIndex.of(_vectors(model, surfaces), kind)), []
+    index, unspelled = _aligned(units, surfaces)
+    if not index.surfaces:
+        raise InputError("none of the surfaces can be pronounced; add their words to align.embedded.lexicon")
+    return index, unspelled
+
+
+def _aligned(units: TermUnits, surfaces: Mapping[str, str]) -> tuple[TermIndex, list[str]]:
+    spelled = {surface: units.spellings(surface) for surface in surfaces}
+    names = tuple(surface for surface, spellings in spelled.items() for _ in spellings)
+    rows = AlignmentIndex([ids for spellings in spelled.values() for ids in spellings], len(units.inventory))
+    unspelled = [surface for surface, spellings in spelled.items() if not spellings]
+    return TermIndex(names, tuple(surfaces[name] for name in names), rows), unspelled
+
+
+def build_index(
+    model: Path,
+    glossary: Path,
+    alt2main: Path,
+    output: Path,
+    *,
+    kind: str,
+    threads: int,
+    max_rejected_fraction: float,
+) -> None:
+    """Write the index of every main term and alias as the folder `output`, which appears when whole.
+
+    terms.parquet (TERMS), a row for each surface and, where the interaction is alignment, each of its spellings; for a
+    pooled retriever also terms.faiss, row for row. Rejected: unpronounceable surfaces. InputError if `model` holds no
     retriever or the glossary is not usable.
     """
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
     surfaces = read_surfaces(glossary, alt2main)
-    vectors = load_retriever(model).encode(list(surfaces), convert_to_numpy=True)
-    if not np.isfinite(vectors).all():
-        raise InputError(f"{model}: gives vectors that are not finite; train it again")
-    flat = faiss.IndexFlatIP(vectors.shape[1])
-    flat.add(np.ascontiguousarray(vectors, np.float32))
-    rows = [
-        {"row": row, "surface": surface, "main_term": main_term}
-        for row, (surface, main_term) in enumerate(surfaces.items())
-    ]
-    with atomic_path(index) as temporary:
-        faiss.write_index(flat, str(temporary))
-    write_table(terms, pa.Table.from_pylist(rows, schema=TERMS))
-
-
-def load_index(index: Path, terms: Path) -> TermIndex:
-    """Read an index and its table; InputError if one is missing or they do not belong together."""
-    if not index.is_file():
-        raise InputError(f"{index}: there is no such file; run the index stage")
-    try:
-        loaded = faiss.read_index(str(index))
-    except RuntimeError:
-        raise InputError(f"{index}: not a FAISS index; delete it and run the index stage again") from None
-    table = read_table(terms)
-    rows = table["row"].to_pylist()
-    if rows != list(range(loaded.ntotal)):
-        raise InputError(
-            f"{index} has {loaded.ntotal} rows and {terms} lists {len(rows)}, which must be the same rows in the same "
-            "order; run the index stage again"
+    index, unspelled = index_surfaces(load_retriever(model), surfaces, kind)
+    rejected = RejectedRows("surfaces", max_rejected_fraction)
+    rejected.input, rejected.kept = len(surfaces), len(surfaces) - len(unspelled)
+    for surface in unspelled:
+        rejected.reject(
+            surface, "unpronounceable", "add its words to align.embedded.lexicon, or spell it out as an alias"
         )
-    return TermIndex(loaded, tuple(table["surface"].to_pylist()), tuple(table["main_term"].to_pylist()))
+    rejected.close(output)
+    write_index(index, output)
+    log.info("%s: %d rows for %d surfaces", output, len(index.surfaces), rejected.kept)
+
+
+def add_surfaces(folder: Path, model: Path, surfaces: Mapping[str, str]) -> list[str]:
+    """Add surfaces (surface -> main term) to the index in `folder`, without training; return those without a spelling.
+
+    What the index holds already is passed over.
+    """
+    index = load_index(folder, model)
+    known = set(index.surfaces)
+    new = {surface: main for surface, main in surfaces.items() if surface not in known}
+    if not new:
+        return []
+    retriever = load_retriever(model)
+    unspelled: list[str] = []
+    if isinstance(index.rows, PooledIndex):
+        index.rows.index.add(_vectors(retriever, new))
+        grown = TermIndex((*index.surfaces, *new), (*index.main_terms, *new.values()), index.rows)
+    else:
+        assert retriever.term_units is not None
+        added, unspelled = _aligned(retriever.term_units, new)
+        assert isinstance(added.rows, AlignmentIndex)
+        rows = AlignmentIndex([*index.rows.spellings, *added.rows.spellings], index.rows.inventory_size)
+        grown = TermIndex((*index.surfaces, *added.surfaces), (*index.main_terms, *added.main_terms), rows)
+    write_index(grown, folder)
+    return unspelled
+
+
+def write_index(index: TermIndex, folder: Path) -> None:
+    """Put the index in the place of `folder`: terms.parquet, and terms.faiss, whose checksum the table holds."""
+    with atomic_folder(folder) as scratch:
+        metadata: dict[bytes, bytes] = {}
+        if isinstance(index.rows, PooledIndex):
+            faiss.write_index(index.rows.index, str(scratch / "terms.faiss"))
+            metadata[_CHECKSUM_KEY] = _checksum(scratch / "terms.faiss")
+            spellings: list[Any] = [None] * len(index.surfaces)
+        else:
+            spellings = list(index.rows.spellings)
+        columns = [range(len(index.surfaces)), index.surfaces, index.main_terms, spellings]
+        table = pa.Table.from_arrays(
+            [pa.array(column, field.type) for column, field in zip(columns, TERMS, strict=True)], schema=TERMS
+        )
+        write_table(scratch / "terms.parquet", table.replace_schema_metadata(metadata))
+
+
+def load_index(folder: Path, model: Path) -> TermIndex:
+    """Read an index that was built with `model`; InputError if a part is missing or they do not belong together."""
+    table = read_table(folder / "terms.parquet")
+    surfaces, main_terms = tuple(table["surface"].to_pylist()), tuple(table["main_term"].to_pylist())
+    units = load_retriever(model).term_units
+    if units is not None:
+        spellings = table["units"].to_pylist()
+        if None in spellings:
+            raise InputError(f"{folder}: the index was built for a pooled retriever, {model} aligns; {_AGAIN}")
+        return TermIndex(surfaces, main_terms, AlignmentIndex(spellings, len(units.inventory)))
+    path = folder / "terms.faiss"
+    checksum = (table.schema.metadata or {}).get(_CHECKSUM_KEY)
+    if not path.is_file() or checksum is None:
+        raise InputError(f"{path}: there is no such file, or it was built for a retriever that aligns; {_AGAIN}")
+    if checksum != _checksum(path):
+        raise InputError(f"{path} and terms.parquet beside it were not written together; {_AGAIN}")
+    try:
+        return TermIndex(surfaces, main_terms, PooledIndex(faiss.read_index(str(path))))
+    except RuntimeError:
+        raise InputError(f"{path}: not a FAISS index; {_AGAIN}") from None
+
+
+_AGAIN = "run the index stage again"
+
+
+def _checksum(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest().encode()
+
+
+def _vectors(model: TermRetriever, surfaces: Mapping[str, str]) -> np.ndarray:
+    """Unit vectors[N, dim] in float32. InputError where one is not finite."""
+    names = list(surfaces)
+    with torch.inference_mode():
+        batches = [embed_surfaces(model, names[row : row + _BATCH]) for row in range(0, len(names), _BATCH)]
+    vectors = torch.cat(batches).float().cpu().numpy()
+    if not np.isfinite(vectors).all():
+        raise InputError("the model gives vectors that are not finite; train it again")
+    return vectors

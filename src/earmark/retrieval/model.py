@@ -1,47 +1,78 @@
-"""The retriever as one Sentence Transformers model.
+"""The retriever as one Sentence Transformers model, in one of two kinds of interaction between audio and terms.
 
-    Router
-      audio: WhisperFrames (frozen) -> AudioHead
-      text:  SpellingTower
-    Normalize
+    alignment                                            pooled
+    Router                                               Router
+      audio: WhisperFrames -> UnitHead -> UnitNgrams       audio: WhisperFrames -> AudioHead
+      text:  TermUnits                                     text:  SpellingTower
+                                                         Normalize
 
 >>> model = TermRetriever("data/demo/models/retriever")
->>> model.encode([samples])        # float32 mono at 16 kHz: one row of 256 numbers, length 1
->>> model.encode(["new york"])     # a surface, in the same space
+>>> model.score([samples], ["new york", "newark"])  # float32 mono at 16 kHz: scores[1, 2], higher is likelier
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base import BaseModel
-from sentence_transformers.base.modules import Normalize, Router
+from sentence_transformers.base.modules import Module, Normalize, Router
 from sentence_transformers.util import batch_to_device
 from torch import nn
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from earmark.errors import InputError
 from earmark.retrieval.audio_head import AudioHead
+from earmark.retrieval.term_alignment import alignment_scores, emissions
+from earmark.retrieval.term_units import TermUnits, pad_units
 from earmark.retrieval.text_tower import SpellingTower
+from earmark.retrieval.unit_head import UnitHead
+from earmark.retrieval.unit_ngrams import UnitNgrams
 from earmark.retrieval.whisper_frames import WhisperFrames
+
+_MODULES = (WhisperFrames, AudioHead, SpellingTower, UnitHead, UnitNgrams, TermUnits)
 
 
 class TermRetriever(SentenceTransformer):
     """A `SentenceTransformer` that finds Earmark's own modules in the installed package.
 
     Since version 6, Sentence Transformers imports a module class from outside its own namespace only with
-    `trust_remote_code=True`, which would let a model folder name any class. This subclass allows three, by name, and
-    nothing else; a saved folder holds configuration and safetensors, no code. (`SentenceTransformer(path,
+    `trust_remote_code=True`, which would let a model folder name any class. This subclass allows those of Earmark, by
+    name, and nothing else; a saved folder holds configuration and safetensors, no code. (`SentenceTransformer(path,
     trust_remote_code=True)` loads the same folder where this package is installed.)
     """
 
     _module_classes: Mapping[str, type[nn.Module]] = MappingProxyType(
-        {f"{module.__module__}.{module.__name__}": module for module in (WhisperFrames, AudioHead, SpellingTower)}
+        {f"{module.__module__}.{module.__name__}": module for module in _MODULES}
     )
+
+    @property
+    def term_units(self) -> TermUnits | None:
+        """How terms are spelled where the interaction is alignment; None where it is pooled."""
+        router: Any = self[0]
+        text = router.sub_modules["text"][0]
+        return text if isinstance(text, TermUnits) else None
+
+    def score(self, audio: Sequence[Any], surfaces: Sequence[str]) -> np.ndarray:
+        """scores[B, N] of audio clips (float arrays at 16 kHz, {"array", "sampling_rate"}, or paths) against surfaces.
+
+        Of alignment where that is the interaction, each surface as the best of its spellings, else cosines. InputError
+        if a surface cannot be spelled.
+        """
+        with torch.inference_mode():
+            heard = hear(self, {**self.preprocess(list(audio)), "modality": "audio"})
+            if self.term_units is None:
+                return (heard["sentence_embedding"] @ embed_surfaces(self, list(surfaces)).T).cpu().numpy()
+            ways = [self.term_units.known_spellings(surface) for surface in surfaces]
+            spelled = batch_to_device(pad_units([ids for spellings in ways for ids in spellings]), self.device)
+            emitted = emissions(heard["unit_log_probs"], heard["frame_lengths"])
+            scores = alignment_scores(emitted, spelled["units"], spelled["unit_counts"]).cpu().numpy()
+            return np.maximum.reduceat(scores, np.cumsum([0, *map(len, ways[:-1])]), axis=1)
 
 
 def load_retriever(folder: Path) -> TermRetriever:
@@ -51,23 +82,33 @@ def load_retriever(folder: Path) -> TermRetriever:
     return TermRetriever(str(folder), local_files_only=True).eval()
 
 
-def build_retriever(encoder: WhisperEncoder, layer: int, head: AudioHead, tower: SpellingTower) -> TermRetriever:
-    """Put an untrained retriever together."""
-    router = Router(
-        {"audio": [WhisperFrames.of(encoder, layer), head], "text": [tower]},
-        default_route=None,
-        allow_empty_key=False,
-    )
+def pooled_retriever(encoder: WhisperEncoder, layer: int, head: AudioHead, tower: SpellingTower) -> TermRetriever:
+    """An untrained retriever that compares one vector of a chunk with one of a term."""
+    router = _router([WhisperFrames.of(encoder, layer), head], tower)
     return TermRetriever(modules=[router, Normalize()], similarity_fn_name="dot")
 
 
-def embed_audio(model: BaseModel, frames: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Unit vectors[B, dim], on the model's device, of cached frames[B, T, frame_dim] with lengths[B] on any device."""
-    features = {"frames": frames, "frame_lengths": lengths, "modality": "audio"}
-    return model(batch_to_device(features, model.device))["sentence_embedding"]
+def alignment_retriever(encoder: WhisperEncoder, layer: int, head: UnitHead, units: TermUnits) -> TermRetriever:
+    """An untrained retriever that lays a term's units over a chunk's frames."""
+    ngrams = UnitNgrams(len(units.inventory))
+    router = _router([WhisperFrames.of(encoder, layer), head, ngrams], units)
+    return TermRetriever(modules=[router], similarity_fn_name="dot")
+
+
+def _router(audio: list[Module], text: Module) -> Router:
+    return Router({"audio": audio, "text": [text]}, default_route=None, allow_empty_key=False)
+
+
+def hear(model: BaseModel, features: dict[str, Any]) -> dict[str, Any]:
+    """What the audio route makes of preprocessed clips, or of cached "frames"[B, T, dim] and "frame_lengths"[B].
+
+    "sentence_embedding"[B, dim] and, where the interaction is alignment, "unit_log_probs"[B, T, units + 1]; on the
+    model's device.
+    """
+    return model(batch_to_device({**features, "modality": "audio"}, model.device))
 
 
 def embed_surfaces(model: BaseModel, surfaces: list[str]) -> torch.Tensor:
-    """Unit vectors[N, dim] of surfaces, on the model's device."""
+    """Vectors[N, dim] of surfaces, on the model's device."""
     features = {**model.preprocess(surfaces), "modality": "text"}
     return model(batch_to_device(features, model.device))["sentence_embedding"]

@@ -1,4 +1,4 @@
-"""What one training step sees: chunks, the surfaces they choose among, and the phrases spoken in them."""
+"""What one training step of a pooled retriever sees: chunks, surfaces to choose among, and phrases spoken in them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from earmark.errors import InputError
 from earmark.retrieval.augmentation import FrameAugmentation
 from earmark.retrieval.chunk_frames import ChunkFrames
 from earmark.retrieval.split_rows import SplitRow
-from earmark.retrieval.term_loss import IGNORED, NOT_SPOKEN, SPOKEN
+from earmark.retrieval.term_targets import choose_surfaces, heard_surfaces, term_targets
 from earmark.retrieval.text_tower import SpellingTower
 
 
@@ -31,7 +30,7 @@ def spoken_phrases(text: str, longest: int) -> list[str]:
     return list(dict.fromkeys(runs))
 
 
-class TrainingBatches:
+class PooledBatches:
     """Collates rows {"chunk": index into `rows`} for `RetrieverTrainer`.
 
     A batch: "audio", "surfaces" and "phrases" are inputs of the model; "label" holds the targets of `TermLoss`
@@ -56,23 +55,13 @@ class TrainingBatches:
         seed: int,
     ):
         self.rows, self.frames, self.tower, self.augmentation = rows, frames, tower, augmentation
-        for row in rows:
-            if row.term is not None and surfaces.get(row.term) != row.main_term:
-                raise InputError(
-                    f"chunk {row.chunk_id}: the glossary does not know {row.term!r} as {row.main_term!r}; "
-                    "run the glossary and chunk stages again"
-                )
-        heard = {term for row in rows for term in row.spoken_terms}
-        self.surfaces = {surface: term for surface, term in surfaces.items() if term in heard}
-        self.surfaces_of: dict[str, list[str]] = {}
-        for surface, term in self.surfaces.items():
-            self.surfaces_of.setdefault(term, []).append(surface)
+        self.surfaces = heard_surfaces(rows, surfaces)
         self.max_surfaces, self.max_phrases, self.longest_phrase = max_surfaces, max_phrases, longest_phrase
         self.random = np.random.default_rng(seed)
 
     def __call__(self, batch: list[dict[str, Any]]) -> dict[str, Any]:
         rows = [self.rows[item["chunk"]] for item in batch]
-        surfaces = self._choose_surfaces(rows)
+        surfaces = choose_surfaces(rows, self.surfaces, self.max_surfaces, self.random)
         spoken = [set(spoken_phrases(row.text, self.longest_phrase)) for row in rows]
         phrases = self._choose_phrases(spoken) or surfaces[:1]  # a batch may hold no whole word; then nothing is spoken
         frames, lengths = self.frames.batch([row.chunk_id for row in rows])
@@ -82,23 +71,10 @@ class TrainingBatches:
             "surfaces": {**self.tower.preprocess(surfaces), "modality": "text"},
             "phrases": {**self.tower.preprocess(phrases), "modality": "text"},
             "label": {
-                "terms": torch.tensor([[self._target(row, surface) for surface in surfaces] for row in rows]),
+                "terms": term_targets(rows, surfaces, self.surfaces),
                 "phrases": torch.tensor([[phrase in said for phrase in phrases] for said in spoken]),
             },
         }
-
-    def _target(self, row: SplitRow, surface: str) -> int:
-        if surface == row.term:
-            return SPOKEN
-        return IGNORED if self.surfaces[surface] in row.spoken_terms else NOT_SPOKEN
-
-    def _choose_surfaces(self, rows: list[SplitRow]) -> list[str]:
-        needed = dict.fromkeys(row.term for row in rows if row.term is not None)
-        others = [surface for surface in self.surfaces if surface not in needed]
-        room = max(0, self.max_surfaces - len(needed))
-        if len(others) > room:
-            others = [others[index] for index in sorted(self.random.choice(len(others), room, replace=False))]
-        return [*needed, *others]
 
     def _choose_phrases(self, spoken: list[set[str]]) -> list[str]:
         phrases = sorted(set().union(*spoken))

@@ -37,10 +37,11 @@ def term_scores(surface_scores: np.ndarray, columns: TermColumns) -> np.ndarray:
 def rank_of(scores: np.ndarray, columns: TermColumns, term: str, others: Collection[str]) -> int:
     """The rank, from 1, of `term` among one chunk's scores[terms].
 
-    `others`, further terms spoken in the same chunk, are taken out first: they are neither right nor wrong. A tie
-    counts against the term.
+    A term that is not among the columns ranks behind all that are. `others`, further terms spoken in the same chunk,
+    are taken out first: they are neither right nor wrong. A tie counts against the term.
     """
-    own = columns.column_of[term]
+    if (own := columns.column_of.get(term)) is None:
+        return len(columns.terms) + 1
     ahead = scores >= scores[own]
     ahead[[own, *(columns.column_of[other] for other in others if other in columns.column_of)]] = False
     return 1 + int(ahead.sum())

@@ -7,13 +7,15 @@ import math
 import torch
 from torch import nn
 
+from earmark.errors import EarmarkError
+
 SPOKEN, NOT_SPOKEN, IGNORED = 1, 0, -1
 
 
 class TermLoss(nn.Module):
     """InfoNCE between chunks and surfaces, both ways, with a learned "no term" alternative.
 
-    audio[B, dim] and surfaces[N, dim] are unit vectors; targets[B, N] say SPOKEN, NOT_SPOKEN or IGNORED (a further
+    scores[B, N] say how well a chunk and a surface fit; targets[B, N] say SPOKEN, NOT_SPOKEN or IGNORED (a further
     surface of a term that is spoken, or a further term of the chunk: neither right nor wrong). A chunk chooses among
     its surface, those not spoken, and no term, which is what a no-term chunk should choose. That last logit is one
     learned number, so scores are pressed below (or above) one threshold for all chunks: rejection is a threshold on the
@@ -22,20 +24,20 @@ class TermLoss(nn.Module):
     Raises ValueError if a batch has no chunk with a term. After van den Oord et al. (2018), "Representation learning
     with contrastive predictive coding", https://arxiv.org/abs/1807.03748.
 
-    >>> loss = TermLoss(temperature=0.07)
-    >>> loss(audio, surfaces, targets)  # a scalar
+    >>> loss = TermLoss(temperature=0.07, no_term_score=0.3)
+    >>> loss(audio @ surfaces.T, targets)  # a scalar
     """
 
-    def __init__(self, temperature: float):
+    def __init__(self, temperature: float, no_term_score: float):
         super().__init__()
         self.temperature = temperature
-        self.no_term_score = nn.Parameter(torch.tensor(0.3))  # a cosine
+        self.no_term_score = nn.Parameter(torch.tensor(no_term_score))
 
-    def forward(self, audio: torch.Tensor, surfaces: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits = audio @ surfaces.T / self.temperature  # [B, N]
+    def forward(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = scores / self.temperature  # [B, N]
         spoken, ignored = targets == SPOKEN, targets == IGNORED
         has_term = spoken.any(dim=1)
-        no_term = (self.no_term_score / self.temperature).expand(len(audio), 1)
+        no_term = (self.no_term_score / self.temperature).expand(len(scores), 1)
         choices = torch.cat([logits.masked_fill(ignored, -math.inf), no_term], dim=1)
         chosen = torch.cat([spoken, ~has_term[:, None]], dim=1)
         by_chunk = _negative_log_share(choices, chosen)
@@ -47,3 +49,11 @@ class TermLoss(nn.Module):
 def _negative_log_share(logits: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """-log of the softmax mass on each row's chosen entries, [rows]."""
     return logits.logsumexp(dim=1) - logits.masked_fill(~chosen, -math.inf).logsumexp(dim=1)
+
+
+def finite(parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The parts of a loss as they are; EarmarkError if one is not finite."""
+    for name, value in parts.items():
+        if not torch.isfinite(value):
+            raise EarmarkError(f"training broke off: {name} is {value.item()}; lower the learning rate")
+    return parts

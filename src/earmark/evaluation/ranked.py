@@ -1,0 +1,239 @@
+"""What a way of finding terms makes of the dev and test chunks, in figures: the same for every way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from earmark.artifacts import PREDICTIONS, write_json, write_table
+from earmark.evaluation.distractors import distractor_words
+from earmark.evaluation.measures import (
+    LETTER_BINS,
+    TRAINING_CHUNK_BINS,
+    auroc,
+    calibration,
+    letter_count,
+    recall_and_mrr,
+    recall_by_bin,
+    rejection,
+    rejection_threshold,
+)
+from earmark.retrieval.ranking import TermColumns, rank_of, term_scores
+from earmark.retrieval.split_rows import SplitRow, read_split
+
+_BATCH = 64
+_GROUPS: dict[str, frozenset[bool | None]] = {
+    "all": frozenset({True, False}),
+    "seen": frozenset({True}),
+    "unseen": frozenset({False}),
+}
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A glossary that is ready to be searched: `scores(rows)` -> scores[B, columns]; a column spells a main term."""
+
+    main_terms: Sequence[str]
+    scores: Callable[[Sequence[SplitRow]], np.ndarray]
+
+
+# A way of finding terms: what it makes of surfaces (surface -> main term).
+Way = Callable[[Mapping[str, str]], Scorer]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The section `evaluate` of the configuration, and the seed."""
+
+    false_acceptance: float  # share of dev's no-term chunks that the threshold lets through, below 1
+    bootstrap_resamples: int
+    top_k: int  # terms kept per chunk in the predictions
+    distractors: Sequence[int]  # how many words nobody says join the glossary, in turn
+    word_list: Path | None  # where they are taken from; None: the English dictionary
+    seed: int
+
+    @classmethod
+    def of(cls, section: Mapping[str, Any], seed: int) -> Settings:
+        """The settings as the configuration writes them."""
+        word_list = section["word_list"]
+        return cls(**{**section, "word_list": Path(word_list) if word_list else None}, seed=seed)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What was made of one chunk."""
+
+    row: SplitRow
+    rank: int | None  # of the spoken main term, from 1; None for a no-term chunk
+    top_terms: tuple[str, ...]
+    top_scores: tuple[float, ...]
+
+
+def write_figures(
+    way: Way,
+    rows: Mapping[str, Sequence[SplitRow]],
+    surfaces: Mapping[str, str],
+    splits: Path,
+    metrics: Path,
+    predictions: Path,
+    settings: Settings,
+    left_out: Mapping[str, int],
+) -> None:
+    """Rank `surfaces` for the rows of dev and test; write metrics.json and predictions.parquet (PREDICTIONS).
+
+    A main term scores as its best surface. Further terms spoken in a chunk (`other_terms`) are taken out of its ranking
+    before the rank of its own term is read: they are neither right nor wrong. (`top_terms` hold them.) Groups:
+    `all`, `seen` (the main term is heard in a kept training chunk) and `unseen` terms; test also by the number of a
+    term's training chunks and by its letters. The rejection threshold and the map from score to probability
+    (`calibration`) are set on dev and applied to test as they are. `duration_auroc` is a control: how well a chunk's
+    length alone tells term chunks from no-term chunks, 0.5 being not at all. `left_out` counts the chunks that could
+    not be used. `distractors`: the same with so many words in the glossary that nobody says; there a chunk counts as
+    accepted whatever is heard in it, and the threshold is set anew. A figure whose chunks are missing is null, or its
+    group has a `reason`.
+    """
+    training = Counter(row.main_term for row in read_split(splits / "train.parquet") if row.has_term)
+    heard = _hear(way(surfaces), rows, settings.top_k)
+    threshold = _threshold(heard["dev"], settings.false_acceptance)
+    report: dict[str, Any] = {
+        "main_terms": len(set(surfaces.values())),
+        "surfaces": len(surfaces),
+        "rejection_threshold": threshold,
+        "calibration": _calibration(heard["dev"], heard["dev"]),
+    }
+    for split, results in heard.items():
+        report[split] = {
+            "without_features": left_out[split],
+            **_figures(results, len(set(surfaces.values())), threshold, settings),
+        }
+    report["test"]["calibration"] = _calibration(heard["dev"], heard["test"])
+    report["test"] |= _by_bins(heard["test"], training, len(set(surfaces.values())), settings)
+    report["distractors"] = _with_distractors(way, rows, surfaces, settings)
+    write_table(predictions, _predictions(heard))
+    write_json(metrics, report)
+
+
+def _with_distractors(
+    way: Way, rows: Mapping[str, Sequence[SplitRow]], surfaces: Mapping[str, str], settings: Settings
+) -> dict[str, Any]:
+    """{how many: {rejection_threshold, test}}."""
+    if not settings.distractors:
+        return {}
+    spoken = {word for group in rows.values() for row in group for word in row.text.split()}
+    words = distractor_words(max(settings.distractors), spoken, surfaces, settings.seed, settings.word_list)
+    report = {}
+    for count in settings.distractors:
+        larger = {**surfaces, **{word: word for word in words[:count]}}
+        heard = _hear(way(larger), rows, top_k=1)
+        threshold = _threshold(heard["dev"], settings.false_acceptance)
+        report[str(count)] = {
+            "rejection_threshold": threshold,
+            "test": _figures(heard["test"], len(set(larger.values())), threshold, settings),
+        }
+    return report
+
+
+def _hear(scorer: Scorer, rows: Mapping[str, Sequence[SplitRow]], top_k: int) -> dict[str, list[Heard]]:
+    columns = TermColumns.of(scorer.main_terms)
+    return {
+        split: [
+            _read(row, row_scores, columns, top_k)
+            for start in range(0, len(group), _BATCH)
+            for row, row_scores in zip(
+                group[start : start + _BATCH],
+                term_scores(scorer.scores(group[start : start + _BATCH]), columns),
+                strict=True,
+            )
+        ]
+        for split, group in rows.items()
+    }
+
+
+def _read(row: SplitRow, scores: np.ndarray, columns: TermColumns, top_k: int) -> Heard:
+    best = np.argsort(-scores, kind="stable")[:top_k]
+    rank = None if row.main_term is None else rank_of(scores, columns, row.main_term, row.other_terms)
+    return Heard(row, rank, tuple(columns.terms[i] for i in best), tuple(float(scores[i]) for i in best))
+
+
+def _figures(heard: Sequence[Heard], terms: int, threshold: float | None, settings: Settings) -> dict[str, Any]:
+    groups = {name: [item for item in heard if item.row.has_term and item.row.seen_term in seen]
+              for name, seen in _GROUPS.items()}  # fmt: skip
+    retrieval = {name: _recall(group, terms, settings) for name, group in groups.items()}
+    return {"retrieval": retrieval, "rejection": _rejection(heard, groups, threshold)}
+
+
+def _recall(heard: Sequence[Heard], terms: int, settings: Settings) -> dict[str, Any]:
+    ranks, spoken = _ranks(heard)
+    return recall_and_mrr(ranks, spoken, terms, settings.bootstrap_resamples, settings.seed)
+
+
+def _ranks(heard: Sequence[Heard]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([item.rank for item in heard]), np.array([item.row.main_term for item in heard])
+
+
+def _by_bins(heard: Sequence[Heard], training: Counter, terms: int, settings: Settings) -> dict[str, Any]:
+    spoken = [item for item in heard if item.row.main_term is not None]
+    ranks, main_terms = _ranks(spoken)
+    values = {
+        "by_training_chunks": (TRAINING_CHUNK_BINS, [training[term] for term in main_terms]),
+        "by_letters": (LETTER_BINS, [letter_count(term) for term in main_terms]),
+    }
+    return {
+        name: recall_by_bin(
+            ranks, main_terms, np.array(counts, int), bins, terms, settings.bootstrap_resamples, settings.seed
+        )
+        for name, (bins, counts) in values.items()
+    }
+
+
+def _threshold(dev: Sequence[Heard], false_acceptance: float) -> float | None:
+    scores = np.array([item.top_scores[0] for item in dev if not item.row.has_term])
+    return rejection_threshold(scores, false_acceptance) if len(scores) else None
+
+
+def _rejection(
+    heard: Sequence[Heard], groups: Mapping[str, Sequence[Heard]], threshold: float | None
+) -> dict[str, Any]:
+    durations = {
+        has_term: np.array([item.row.duration_s for item in heard if item.row.has_term == has_term])
+        for has_term in (True, False)
+    }
+    control = {"duration_auroc": auroc(durations[True], durations[False])}
+    if threshold is None:
+        return {"reason": "the dev split has no no-term chunk to set a threshold on", **control}
+    no_term = np.array([item.top_scores[0] for item in heard if not item.row.has_term])
+    scores = {name: np.array([item.top_scores[0] for item in group]) for name, group in groups.items()}
+    return {**rejection(threshold, no_term, scores), **control}
+
+
+def _calibration(dev: Sequence[Heard], heard: Sequence[Heard]) -> dict[str, Any]:
+    return calibration(*_accepted(dev), *_accepted(heard))
+
+
+def _accepted(heard: Sequence[Heard]) -> tuple[np.ndarray, np.ndarray]:
+    """The best scores of chunks, and whether each holds a term."""
+    return np.array([item.top_scores[0] for item in heard]), np.array([item.row.has_term for item in heard], bool)
+
+
+def _predictions(heard: Mapping[str, Sequence[Heard]]) -> pa.Table:
+    rows = [
+        {
+            "chunk_id": item.row.chunk_id,
+            "split": split,
+            "speaker_id": item.row.speaker_id,
+            "has_term": item.row.has_term,
+            "main_term": item.row.main_term,
+            "seen_term": item.row.seen_term,
+            "rank": item.rank,
+            "top_terms": list(item.top_terms),
+            "top_scores": list(item.top_scores),
+        }
+        for split, results in heard.items()
+        for item in results
+    ]
+    return pa.Table.from_pylist(rows, schema=PREDICTIONS)

@@ -1,0 +1,85 @@
+"""What one training step of an alignment retriever sees: chunks, what is said in them, and terms to choose among."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from earmark.errors import InputError
+from earmark.retrieval.augmentation import FrameAugmentation
+from earmark.retrieval.chunk_frames import ChunkFrames
+from earmark.retrieval.split_rows import SplitRow
+from earmark.retrieval.term_targets import choose_surfaces, heard_surfaces, term_targets
+from earmark.retrieval.term_units import TermUnits, pad_units
+
+log = logging.getLogger(__name__)
+
+
+class AlignmentBatches:
+    """Collates rows {"chunk": index into `rows`} for `RetrieverTrainer`.
+
+    A batch: "audio" is the model's input; "label" holds what `AlignmentLoss` compares it with: "said"[B, S] and
+    "said_counts"[B], the transcript in units, and "units"[N, L], "unit_counts"[N], "terms"[B, N], the surfaces a chunk
+    chooses among. Chunks whose transcript is empty, cannot be spelled (or their term), or has more units than frames
+    are left out, and counted in the log; InputError if no chunk with a term is left.
+    """
+
+    valid_label_columns: tuple[str, ...] = ()  # the trainer asks; our only column is an index, none is a label
+
+    def __init__(
+        self,
+        rows: Sequence[SplitRow],
+        frames: ChunkFrames,
+        surfaces: Mapping[str, str],
+        units: TermUnits,
+        augmentation: FrameAugmentation,
+        *,
+        max_surfaces: int,
+        seed: int,
+    ):
+        self.frames, self.augmentation, self.max_surfaces = frames, augmentation, max_surfaces
+        # What was transcribed elsewhere need not hold the term's own words.
+        spellable = [row for row in rows if row.term is None or units.spellings(row.term)]
+        said = {row.chunk_id: next(iter(units.spellings(row.text)), None) for row in spellable}
+        self.said = {chunk_id: ids for chunk_id, ids in said.items() if ids and frames.length(chunk_id) >= _frames(ids)}
+        self.rows = [row for row in rows if row.chunk_id in self.said]
+        if not any(row.has_term for row in self.rows):
+            raise InputError(
+                "no training chunk with a term has a transcript that can be spelled in units and fits its frames; see "
+                "retrieval.alignment"
+            )
+        if len(self.rows) < len(rows):
+            log.warning(
+                "%d of %d training chunks are left out: nothing said in them, a word without pronunciation, or more "
+                "units than frames", len(rows) - len(self.rows), len(rows),
+            )  # fmt: skip
+        heard = heard_surfaces(self.rows, surfaces)
+        spelled = {surface: spellings[0] for surface in heard if (spellings := units.spellings(surface))}
+        self.surfaces = {surface: heard[surface] for surface in spelled}
+        self.spelled = spelled
+        self.random = np.random.default_rng(seed)
+
+    def __call__(self, batch: list[dict[str, Any]]) -> dict[str, Any]:
+        rows = [self.rows[item["chunk"]] for item in batch]
+        frames, lengths = self.frames.batch([row.chunk_id for row in rows])
+        frames, lengths = self.augmentation(frames, lengths, self.random)
+        said = pad_units([self.said[row.chunk_id] for row in rows])
+        chosen = choose_surfaces(rows, self.surfaces, self.max_surfaces, self.random)
+        return {
+            "audio": {"frames": frames, "frame_lengths": lengths, "modality": "audio"},
+            "label": {
+                "said": said["units"],
+                "said_counts": said["unit_counts"],
+                **pad_units([self.spelled[surface] for surface in chosen]),
+                "terms": term_targets(rows, chosen, self.surfaces),
+            },
+        }
+
+
+def _frames(ids: Sequence[int]) -> int:
+    """The fewest frames in which CTC can say `ids`: one each, and a blank between two that are alike."""
+    return len(ids) + sum(first == second for first, second in itertools.pairwise(ids))

@@ -1,0 +1,69 @@
+"""Searching a glossary by vectors, with FAISS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import faiss
+import numpy as np
+
+from earmark.errors import ConfigError
+
+FLAT_ROWS = 50_000  # up to here every vector is compared: exact, a few milliseconds
+HNSW_ROWS = 2_000_000  # up to here a graph in memory; above, vectors are compressed
+KINDS = ("flat", "hnsw", "ivf_pq")
+_LINKS = 32  # of a node of the graph
+_CODE_BYTES = 64  # of a compressed vector, one for every four dimensions of 256
+_TRAINING_ROWS_PER_LIST = 39  # FAISS warns below it
+
+
+class PooledIndex:
+    """A FAISS index over unit vectors; row i is the i-th that was added."""
+
+    def __init__(self, index: faiss.Index):
+        self.index = index
+
+    @classmethod
+    def of(cls, vectors: np.ndarray, kind: str) -> PooledIndex:
+        """An index of vectors[N, dim] (float32, unit length). `kind`: one of KINDS, or auto by N.
+
+        ConfigError for ivf_pq of fewer vectors than it can be trained on, or of a dimension it cannot divide.
+        """
+        rows, dim = vectors.shape
+        chosen = auto_kind(rows) if kind == "auto" else kind
+        index: Any
+        if chosen == "flat":
+            index = faiss.IndexFlatIP(dim)
+        elif chosen == "hnsw":
+            index = faiss.IndexHNSWFlat(dim, _LINKS, faiss.METRIC_INNER_PRODUCT)
+        else:
+            lists = min(65_536, max(1, rows // (4 * _TRAINING_ROWS_PER_LIST)))
+            if rows < 256 * _TRAINING_ROWS_PER_LIST or dim % _CODE_BYTES:
+                raise ConfigError(
+                    f"retrieval.pooled.index: ivf_pq needs {256 * _TRAINING_ROWS_PER_LIST:,} vectors and a dimension "
+                    f"that {_CODE_BYTES} divides; there are {rows:,} of dimension {dim}. Choose flat, hnsw or auto"
+                )
+            index = faiss.index_factory(dim, f"IVF{lists},PQ{_CODE_BYTES}", faiss.METRIC_INNER_PRODUCT)
+            index.nprobe = max(1, lists // 16)
+            index.train(vectors)
+        index.add(vectors)
+        return cls(index)
+
+    def search(self, heard: Mapping[str, Any], candidates: int) -> tuple[np.ndarray, np.ndarray]:
+        """rows[B, K] and their scores[B, K], best first; K is `candidates`, or all rows if they are fewer.
+
+        An approximate index may find fewer: their rows are -1.
+        """
+        wanted = min(candidates, self.index.ntotal)
+        if isinstance(self.index, faiss.IndexHNSW):
+            self.index.hnsw.efSearch = max(64, 2 * wanted)
+        scores, rows = self.index.search(heard["sentence_embedding"].float().cpu().numpy(), wanted)
+        return rows, scores
+
+
+def auto_kind(rows: int) -> str:
+    """flat, hnsw or ivf_pq for so many vectors."""
+    if rows <= FLAT_ROWS:
+        return "flat"
+    return "hnsw" if rows <= HNSW_ROWS else "ivf_pq"

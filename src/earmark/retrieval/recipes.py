@@ -1,0 +1,120 @@
+"""The two kinds of retriever: what each is made of, what it is fed, and what it is trained for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from torch import nn
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from earmark.pronunciations import Phonemes
+from earmark.retrieval.alignment_batches import AlignmentBatches
+from earmark.retrieval.alignment_loss import AlignmentLoss
+from earmark.retrieval.audio_head import AudioHead
+from earmark.retrieval.augmentation import FrameAugmentation
+from earmark.retrieval.chunk_frames import ChunkFrames
+from earmark.retrieval.model import TermRetriever, alignment_retriever, pooled_retriever
+from earmark.retrieval.pooled_batches import PooledBatches
+from earmark.retrieval.pooled_loss import PooledLoss
+from earmark.retrieval.split_rows import SplitRow
+from earmark.retrieval.term_units import TermUnits
+from earmark.retrieval.text_tower import SpellingTower
+from earmark.retrieval.unit_head import UnitHead
+
+
+@dataclass(frozen=True)
+class Material:
+    """What there is to train on. `surfaces`: surface -> main term."""
+
+    rows: Sequence[SplitRow]
+    frames: ChunkFrames
+    surfaces: dict[str, str]
+    augmentation: FrameAugmentation
+    seed: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A retriever ready to be trained: its `parts` by name, of which `trained` are, and all that the trainer needs."""
+
+    model: TermRetriever
+    parts: dict[str, nn.Module]
+    trained: set[str]
+    batches: AlignmentBatches | PooledBatches
+    loss: nn.Module
+    candidates: int
+
+
+class Recipe(Protocol):
+    """Makes a plan from the first `layer` layers of a frozen encoder; weights come from torch's seed."""
+
+    def __call__(self, encoder: WhisperEncoder, layer: int, material: Material) -> Plan: ...
+
+
+@dataclass(frozen=True)
+class AlignmentRecipe:
+    """See `AlignmentLoss`, `AlignmentBatches`, `UnitHead` (`head`: its sizes) and `TermUnits`."""
+
+    units: str
+    lexicon: Mapping[str, Sequence[Phonemes]]
+    head: Mapping[str, Any]
+    candidates: int
+    text_weight: float
+    term_weight: float
+    temperature: float
+    max_surfaces: int
+
+    def __call__(self, encoder: WhisperEncoder, layer: int, material: Material) -> Plan:
+        texts = [*material.surfaces, *(row.text for row in material.rows)]
+        units = TermUnits.of(self.units, texts, self.lexicon)
+        # Half a word cut off would be said to be whole: the transcript of a chunk holds to its ends.
+        augmentation = replace(material.augmentation, crop_frames=0)
+        batches = AlignmentBatches(
+            material.rows, material.frames, material.surfaces, units, augmentation,
+            max_surfaces=self.max_surfaces, seed=material.seed,
+        )  # fmt: skip
+        head = UnitHead(material.frames.dim, units=len(units.inventory), **self.head)
+        model = alignment_retriever(encoder, layer, head, units)
+        loss = AlignmentLoss(model, self.text_weight, self.term_weight, self.temperature)
+        return Plan(model, {"encoder": encoder, "unit_head": head}, {"unit_head"}, batches, loss, self.candidates)
+
+
+@dataclass(frozen=True)
+class PooledRecipe:
+    """See `PooledLoss`, `PooledBatches`, `AudioHead` and `SpellingTower` (`head`, `tower`: their sizes)."""
+
+    embedding_dim: int
+    head: Mapping[str, Any]
+    tower: Mapping[str, Any]
+    candidates: int
+    text_weight: float
+    term_weight: float
+    temperature: float
+    max_surfaces: int
+    max_phrases: int
+    longest_phrase: int
+
+    def __call__(self, encoder: WhisperEncoder, layer: int, material: Material) -> Plan:
+        head = AudioHead(material.frames.dim, embedding_dim=self.embedding_dim, **self.head)
+        tower = SpellingTower(embedding_dim=self.embedding_dim, **self.tower)
+        model = pooled_retriever(encoder, layer, head, tower)
+        batches = PooledBatches(
+            material.rows, material.frames, material.surfaces, tower, material.augmentation,
+            max_surfaces=self.max_surfaces, max_phrases=self.max_phrases, longest_phrase=self.longest_phrase,
+            seed=material.seed,
+        )  # fmt: skip
+        loss = PooledLoss(model, self.term_weight, self.text_weight, self.temperature)
+        parts = {"encoder": encoder, "audio_head": head, "text_tower": tower}
+        return Plan(model, parts, {"audio_head", "text_tower"}, batches, loss, self.candidates)
+
+
+def recipe_of(interaction: str, settings: Mapping[str, Any], lexicon: Mapping[str, Sequence[Phonemes]]) -> Recipe:
+    """The recipe of an `interaction`, alignment or pooled, from its section of the configuration."""
+    settings = dict(settings)
+    objective = settings.pop("objective")
+    if interaction == "alignment":
+        return AlignmentRecipe(lexicon=lexicon, **settings, **objective)
+    settings.pop("index")
+    return PooledRecipe(head=settings.pop("audio_head"), tower=settings.pop("text_tower"), **settings, **objective)

@@ -42,7 +42,7 @@ class AlignmentIndex:
 
     def search(self, heard: Mapping[str, Any], candidates: int) -> tuple[np.ndarray, np.ndarray]:
         """rows[B, K] and their alignment scores[B, K], unordered; K is `candidates`, or all rows if they are fewer."""
-        vectors = heard["sentence_embedding"].cpu().numpy()
+        vectors = heard["sentence_embedding"].detach().cpu().numpy()
         chunks, rows = len(vectors), len(self.spellings)
         if rows <= candidates:
             chosen = np.broadcast_to(np.arange(rows), (chunks, rows))
@@ -56,7 +56,7 @@ class AlignmentIndex:
         units = self._units["units"][index][..., : int(counts.max())]
         emitted = emissions(heard["unit_log_probs"], heard["frame_lengths"])
         scores = alignment_scores(emitted, units.to(device), counts.to(device))
-        return chosen, scores.cpu().numpy()
+        return chosen, scores.detach().cpu().numpy()
 
     def locate(self, heard: Mapping[str, Any], chunk: int, rows: Sequence[int]) -> list[tuple[int, int]]:
         """The first and last frame of each of `rows` in one of the heard chunks."""

@@ -8,6 +8,8 @@ rule evaluate_backend:
         train=DATA / "splits/train.parquet",
         dev=DATA / "splits/dev.parquet",
         test=DATA / "splits/test.parquet",
+        glossary=rules.glossary.output.glossary,
+        alt2main=rules.glossary.output.alt2main,
         index=DATA / "index/{backend}",
         word_list=optional(config["evaluate"]["word_list"]),
     output:

@@ -34,13 +34,18 @@ from earmark.retrieval.qwen2_audio import (
     audio_states,
     encode_audio,
     feature_extractor,
+    load_audio_tower,
     load_qwen2_audio,
     load_tokenizer,
     log_mel,
     prompt_ids,
     text_states,
 )
-from earmark.retrieval.qwen2_audio_frames import Qwen2AudioFrames, train_language_model
+from earmark.retrieval.qwen2_audio_frames import (
+    Qwen2AudioFrames,
+    Qwen2AudioTowerFrames,
+    train_language_model,
+)
 from earmark.retrieval.qwen2_text_tower import Qwen2TextTower
 
 RANKS = 1000
@@ -99,6 +104,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.3)
+            parameter.copy_(parameter.bfloat16())  # as published: the tower alone is rounded to it
     model.save_pretrained(path)
     return path
 
@@ -122,7 +128,8 @@ class Padded:
     """What transformers computes: audio tower and language model on clips padded to 30 s."""
 
     prompt_ids: list[int]  # with the token that begins audio
-    frames: dict[int, torch.Tensor]  # by the clip's samples: [T, dim], projected
+    tower: dict[int, torch.Tensor]  # by the clip's samples: frames[T, dim] of the audio tower
+    frames: dict[int, torch.Tensor]  # the same, projected
     states: dict[int, torch.Tensor]  # at the audio positions
 
 
@@ -131,9 +138,9 @@ def padded(model: Qwen2AudioModel, folder: Path) -> Padded:
     tokenizer = load_tokenizer(str(folder))
     before = tokenizer("the term is<|audio_bos|>")["input_ids"]
     after = tokenizer("<|audio_eos|>what was said?")["input_ids"]
-    projected: list[torch.Tensor] = []
-    hook = model.multi_modal_projector.register_forward_hook(lambda _, __, output: projected.append(output))
-    frames, states = {}, {}
+    projections: list[tuple[torch.Tensor, torch.Tensor]] = []
+    hook = model.multi_modal_projector.register_forward_hook(lambda _, given, made: projections.append((*given, made)))
+    tower, frames, states = {}, {}, {}
     for samples in SAMPLES:
         inputs = WhisperFeatureExtractor(feature_size=128)(
             clips(samples), sampling_rate=SAMPLE_RATE, return_attention_mask=True, return_tensors="pt"
@@ -147,10 +154,10 @@ def padded(model: Qwen2AudioModel, folder: Path) -> Padded:
                 input_features=inputs["input_features"],
                 feature_attention_mask=inputs["attention_mask"],
             )
-        frames[samples] = projected[-1][0, :count]
+        tower[samples], frames[samples] = (part[0, :count] for part in projections[-1])
         states[samples] = output.last_hidden_state[0, len(before) : len(before) + count]
     hook.remove()
-    return Padded(before, frames, states)
+    return Padded(before, tower, frames, states)
 
 
 @pytest.mark.parametrize("samples", SAMPLES)
@@ -174,6 +181,13 @@ def test_clips_of_all_lengths_give_the_same_frames_and_states_in_one_batch(model
         assert torch.allclose(frames[index, :count], padded.frames[samples], atol=1e-5, rtol=0)
         assert torch.allclose(states[index, :count], padded.states[samples], atol=1e-5, rtol=0)
         assert not frames[index, count:].any() and not states[index, count:].any()
+
+
+def test_the_tower_alone_gives_the_frames_that_the_whole_model_projects(padded, folder):
+    tower = Qwen2AudioTowerFrames.pretrained(str(folder), seed=0)
+    for samples, frames in zip(SAMPLES, tower.encode(clips(*SAMPLES)), strict=True):
+        assert frames.shape == padded.tower[samples].shape == (len(padded.frames[samples]), tower.frame_dim)
+        assert np.allclose(frames, padded.tower[samples], atol=1e-5, rtol=0)
 
 
 def test_a_clip_too_short_for_a_frame_is_refused(model):
@@ -211,24 +225,28 @@ def test_both_spellings_of_a_checkpoint_load_all_weights(model, folder, tmp_path
     save_file({**spelled, f"{head}.weight": torch.zeros(rows, 64)}, tmp_path / "model.safetensors")
     loaded = load_qwen2_audio(str(tmp_path), seed=0, device="cpu")
     assert all(torch.equal(weight, weights[name]) for name, weight in loaded.state_dict().items())
-    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    tower = load_audio_tower(str(tmp_path), seed=0)
+    assert tower.state_dict().keys() == model.audio_tower.state_dict().keys()
+    assert all(torch.equal(weight, weights[f"audio_tower.{name}"]) for name, weight in tower.state_dict().items())
+    assert not any(parameter.requires_grad for part in (loaded, tower) for parameter in part.parameters())
 
 
-def test_a_missing_and_a_mismatched_weight_are_named(folder, tmp_path):
+@pytest.mark.parametrize("load", [load_qwen2_audio, load_audio_tower])
+def test_a_missing_and_a_mismatched_weight_are_named(folder, tmp_path, load):
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     weights = load_file(folder / "model.safetensors")
     [name] = [name for name in weights if "audio_tower" in name and name.endswith("layers.1.fc2.weight")]
     save_file({**weights, name: torch.zeros(3, 3)}, broken / "model.safetensors")
     with pytest.raises(ConfigError, match=r"1 weights do not have the shape .*layers\.1\.fc2\.weight"):
-        load_qwen2_audio(str(broken), seed=0)
+        load(str(broken), seed=0)
     del weights[name]
     save_file(weights, broken / "model.safetensors")
     with pytest.raises(ConfigError, match=r"lacks 1 weights, such as .*layers\.1\.fc2\.weight"):
-        load_qwen2_audio(str(broken), seed=0)
+        load(str(broken), seed=0)
     (broken / "model.safetensors").write_bytes(b"broken off")
     with pytest.raises(ConfigError, match="no Qwen2-Audio weights"):
-        load_qwen2_audio(str(broken), seed=0)
+        load(str(broken), seed=0)
 
 
 def test_other_models_and_missing_folders_are_configuration_errors(folder, tmp_path):

@@ -9,16 +9,25 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from transformers import WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from earmark.artifacts import FEATURES, write_table
 from earmark.errors import EarmarkError, InputError
+from earmark.retrieval.alignment_batches import AlignmentBatches
+from earmark.retrieval.alignment_loss import AlignmentLoss
 from earmark.retrieval.augmentation import FrameAugmentation
 from earmark.retrieval.chunk_frames import ChunkFrames, cached_frames
-from earmark.retrieval.retriever_loss import RetrieverLoss
+from earmark.retrieval.pooled_batches import PooledBatches, spoken_phrases
+from earmark.retrieval.pooled_loss import PooledLoss
+from earmark.retrieval.recipes import AlignmentRecipe, Material, Plan
 from earmark.retrieval.split_rows import SplitRow
+from earmark.retrieval.term_alignment import alignment_scores, emissions
 from earmark.retrieval.term_loss import IGNORED, NOT_SPOKEN, SPOKEN, TermLoss
+from earmark.retrieval.term_units import TermUnits
 from earmark.retrieval.text_tower import SpellingTower, character_ngrams
-from earmark.retrieval.training_batches import TrainingBatches, spoken_phrases
+from earmark.retrieval.unit_head import UnitHead
+from earmark.retrieval.whisper_frames import WhisperFrames
 from earmark.retrieval.word_loss import WordLoss
 
 NO_CHANGE = FrameAugmentation(crop_frames=0, mask_spans=0, mask_frames=0, noise=0.0)
@@ -43,33 +52,34 @@ def frames(tmp_path) -> ChunkFrames:
     return ChunkFrames([tmp_path / "0.parquet"], "abcd", tmp_path / "cache")
 
 
-def batches(frames: ChunkFrames, rows: list[SplitRow], surfaces: dict[str, str], **limits: int) -> TrainingBatches:
+def batches(frames: ChunkFrames, rows: list[SplitRow], surfaces: dict[str, str], **limits: int) -> PooledBatches:
     tower = SpellingTower(64, 2, 3, 8, 8, 0.0)
     limits = {"max_surfaces": 10, "max_phrases": 50, "longest_phrase": 2, **limits}
-    return TrainingBatches(rows, frames, surfaces, tower, NO_CHANGE, seed=0, **limits)
+    return PooledBatches(rows, frames, surfaces, tower, NO_CHANGE, seed=0, **limits)
 
 
 def test_term_loss_by_hand_for_one_chunk_and_two_surfaces():
-    loss = TermLoss(temperature=1.0)
-    value = loss(unit((1, 0)), unit((1, 0), (0, 1)), torch.tensor([[SPOKEN, NOT_SPOKEN]]))
-    by_chunk = -math.log(math.e / (math.e + 1 + math.exp(loss.no_term_score.item())))
+    loss = TermLoss(temperature=2.0, no_term_score=0.5)
+    value = loss(torch.tensor([[2.0, 0.0]]), torch.tensor([[SPOKEN, NOT_SPOKEN]]))
+    by_chunk = -math.log(math.e / (math.e + 1 + math.exp(0.25)))
     assert value.item() == pytest.approx(by_chunk / 2)  # the surface has no other chunk to choose, which costs nothing
 
 
 def test_an_ignored_surface_has_no_effect_wherever_it_lies():
-    loss = TermLoss(temperature=0.1)
-    targets = torch.tensor([[SPOKEN, NOT_SPOKEN, IGNORED]])
-    near = loss(unit((1, 0)), unit((1, 0), (0, 1), (1, 0.1)), targets)
-    far = loss(unit((1, 0)), unit((1, 0), (0, 1), (-1, 0)), targets)
-    assert near.item() == pytest.approx(far.item())
+    loss = TermLoss(temperature=0.1, no_term_score=0.3)
+    targets = torch.tensor([[SPOKEN, NOT_SPOKEN, IGNORED], [NOT_SPOKEN, SPOKEN, NOT_SPOKEN]])
+    values = [loss(torch.tensor([[1.0, 0.0, ignored], [0.0, 1.0, 0.0]]), targets).item() for ignored in (0.9, -1.0)]
+    assert values[0] == pytest.approx(values[1])
 
 
 def test_a_no_term_chunk_is_pushed_away_from_every_surface():
-    audio = unit((1, 0.2)).requires_grad_()
-    surfaces = unit((1, 0), (1, 0.4))
-    TermLoss(temperature=0.1)(audio, surfaces, torch.full((1, 2), NOT_SPOKEN)).backward()
-    assert audio.grad is not None
-    assert (surfaces @ -audio.grad[0] < 0).all()  # a step against the gradient lowers both scores
+    loss = TermLoss(temperature=0.1, no_term_score=0.3)
+    scores = torch.tensor([[0.9, 0.2]], requires_grad=True)
+    loss(scores, torch.full((1, 2), NOT_SPOKEN)).backward()
+    assert scores.grad is not None
+    assert (scores.grad > 0).all()
+    assert loss.no_term_score.grad is not None
+    assert loss.no_term_score.grad < 0  # and the threshold is pulled above them
 
 
 def test_words_of_the_same_chunk_do_not_compete():
@@ -91,7 +101,7 @@ def test_a_loss_that_is_not_finite_stops_training():
         def forward(self, features):
             return {"sentence_embedding": torch.full((1, 2), math.nan)}
 
-    loss = RetrieverLoss(Broken(), 0.7, 0.3, 0.1)
+    loss = PooledLoss(Broken(), term_weight=0.7, text_weight=0.3, temperature=0.1)
     labels = {"terms": torch.tensor([[SPOKEN]]), "phrases": torch.tensor([[True]])}
     with pytest.raises(EarmarkError, match="term_loss is nan"):
         loss([{}, {}, {}], labels)
@@ -207,3 +217,143 @@ def test_spellings_hash_to_the_same_buckets_in_every_process():
 def test_a_text_without_letters_is_refused():
     with pytest.raises(InputError, match="no letter or digit"):
         SpellingTower(64, 2, 3, 8, 8, 0.0).preprocess(["--"])
+
+
+def letters(*texts: str) -> TermUnits:
+    return TermUnits.of("letters", texts, {})
+
+
+def alignment_batches(
+    frames: ChunkFrames, rows: list[SplitRow], surfaces: dict[str, str], units: TermUnits | None = None
+) -> AlignmentBatches:
+    units = units or letters(*surfaces, *(row.text for row in rows))
+    return AlignmentBatches(rows, frames, surfaces, units, NO_CHANGE, max_surfaces=10, seed=0)
+
+
+def test_an_alignment_batch_holds_what_is_said_and_the_terms_to_choose_among(frames):
+    surfaces = {"rome": "rome", "ostia": "rome", "oslo": "oslo", "lima": "lima"}
+    rows = [row("b", "rome", "in rome", ("oslo",)), row("d", None, "so")]
+    units = letters(*surfaces, "in so")  # a e i l m n o r s t
+    batch = alignment_batches(frames, rows, surfaces, units)([{"chunk": 1}, {"chunk": 0}])
+    label = batch["label"]
+    assert batch["audio"]["frame_lengths"].tolist() == [6, 8]
+    assert [row[:count] for row, count in zip(label["said"].tolist(), label["said_counts"].tolist(), strict=True)] == [
+        *units.spellings("so"),
+        *units.spellings("in rome"),
+    ]
+    chosen = ["rome", "ostia", "oslo"]  # nobody says lima in training: it is no negative
+    for surface, ids, count in zip(chosen, label["units"].tolist(), label["unit_counts"].tolist(), strict=True):
+        assert ids[:count] == units.spellings(surface)[0]
+    assert label["terms"].tolist() == [[NOT_SPOKEN] * 3, [SPOKEN, IGNORED, IGNORED]]
+
+
+def test_chunks_whose_transcript_cannot_be_aligned_are_left_out_and_counted(frames, caplog):
+    rows = [
+        row("a", "rome", "in rome"),  # 6 letters in 3 frames
+        row("b", "rome", "in rome"),
+        row("c", "bee", "a bee"),  # 4 letters in 5 frames, one for the blank between two e
+        row("d", None, ""),
+        row("d", "rome", "in x"),
+    ]
+    kept = alignment_batches(frames, rows, {"rome": "rome", "bee": "bee"}, letters("in rome a bee"))
+    assert kept.rows == [rows[1], rows[2]]
+    assert "3 of 5 training chunks are left out" in caplog.text
+
+
+def test_letters_that_are_doubled_need_a_frame_for_the_blank_between_them(frames):
+    with pytest.raises(InputError, match="no training chunk with a term"):
+        alignment_batches(frames, [row("a", "bee", "bee")], {"bee": "bee"})  # 3 letters in 3 frames
+
+
+def test_a_chunk_whose_term_cannot_be_spelled_is_left_out_whatever_its_transcript_says(frames):
+    rows = [row("b", "x", "in rome"), row("d", "rome", "rome")]
+    kept = alignment_batches(frames, rows, {"rome": "rome", "x": "x"}, letters("in rome"))
+    assert kept.rows == [rows[1]]
+    assert kept([{"chunk": 0}])["label"]["terms"].tolist() == [[SPOKEN]]
+
+
+def test_only_no_term_chunks_are_nothing_to_train_an_alignment_on(frames):
+    rows = [row("a", "rome", "rome"), row("b", None, "in")]
+    with pytest.raises(InputError, match="no training chunk with a term"):
+        alignment_batches(frames, rows, {"rome": "rome"})
+
+
+def alignment_plan(frames: ChunkFrames, rows: list[SplitRow], **weights: float) -> Plan:
+    """Untrained, without dropout."""
+    torch.manual_seed(0)
+    config = WhisperConfig(d_model=4, encoder_layers=1, encoder_attention_heads=1, encoder_ffn_dim=4)
+    encoder = WhisperFrames.of(WhisperEncoder(config), layer=1)
+    recipe = AlignmentRecipe(
+        "letters", {}, {"hidden_dim": 16, "blocks": 1, "kernel_size": 3, "dropout": 0.0}, candidates=10,
+        **{"text_weight": 0.0, "term_weight": 0.0, **weights}, temperature=1.0, max_surfaces=10,
+    )  # fmt: skip
+    surfaces = {row.term: row.term for row in rows if row.term is not None}
+    cropping = FrameAugmentation(crop_frames=10, mask_spans=0, mask_frames=0, noise=0.0)
+    return recipe(encoder, Material(rows, frames, surfaces, cropping, seed=0))
+
+
+def test_alignment_never_crops_a_chunk_whose_transcript_holds_to_its_ends(frames):
+    plan = alignment_plan(frames, [row("b", "rome", "rome"), row("d", "oslo", "oslo")], text_weight=1.0)
+    for _ in range(5):
+        audio = plan.batches([{"chunk": 0}, {"chunk": 1}])["audio"]
+        assert audio["frame_lengths"].tolist() == [8, 6]
+        assert torch.equal(audio["frames"], frames.batch(["b", "d"])[0])
+
+
+@pytest.mark.parametrize("part", ["text", "term"])
+def test_each_part_of_the_alignment_loss_alone_reaches_the_unit_head(frames, part):
+    plan = alignment_plan(frames, [row("b", "rome", "rome"), row("d", "oslo", "oslo")], **{f"{part}_weight": 1.0})
+    batch = plan.batches([{"chunk": 0}, {"chunk": 1}])
+    batch["audio"]["frames"].requires_grad_()
+    losses = plan.loss([batch["audio"]], batch["label"])
+    losses[f"{part}_loss"].backward()
+    head = plan.parts["unit_head"]
+    assert isinstance(head, UnitHead)
+    gradients = [parameter.grad for parameter in head.parameters()]
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
+    reached = batch["audio"]["frames"].grad.abs().sum(dim=-1) > 0
+    assert reached.any(dim=1).all()
+    assert not reached[1, 6:].any()  # beyond the chunk's end
+
+
+def test_terms_cost_nothing_where_they_weigh_nothing(frames):
+    plan = alignment_plan(frames, [row("b", "rome", "rome")], text_weight=1.0)
+    batch = plan.batches([{"chunk": 0}])
+    assert set(plan.loss([batch["audio"]], batch["label"])) == {"text_loss"}
+    assert not list(plan.loss.parameters(recurse=False))
+    assert isinstance(plan.loss, AlignmentLoss)
+    assert plan.loss.term_loss is None
+
+
+def test_an_alignment_loss_that_is_not_finite_stops_training(frames):
+    plan = alignment_plan(frames, [row("b", "rome", "rome")], text_weight=1.0)
+    batch = plan.batches([{"chunk": 0}])
+    batch["audio"]["frames"][0, 0] = math.nan
+    with pytest.raises(EarmarkError, match="text_loss is nan; lower the learning rate"):
+        plan.loss([batch["audio"]], batch["label"])
+
+
+def test_a_head_taught_by_transcripts_alone_hears_a_term_that_nobody_said():
+    """Words of four sounds, two frames each and silence between; "cab" is in no transcript, all its sounds are."""
+    torch.manual_seed(0)
+    sounds = 3 * torch.nn.functional.normalize(torch.randn(5, 12), dim=1)  # silence, a, b, c, d
+
+    def chunk(spelled: list[int]) -> torch.Tensor:
+        held = [0, 0, *(frame for sound in spelled for frame in (sound, sound, 0))]
+        return sounds[held] + 0.1 * torch.randn(len(held), 12)
+
+    said = [[1, 2, 4], [3, 4, 1], [2, 3, 4], [4, 1, 3], [1, 4, 2], [3, 2, 1], [4, 2, 3], [2, 1, 4]]
+    head = UnitHead(12, 16, units=4, blocks=1, kernel_size=3, dropout=0.0)
+    audio = {"frames": torch.stack([chunk(word) for word in said]), "frame_lengths": torch.full((len(said),), 11)}
+    labels = {"said": torch.tensor(said), "said_counts": torch.full((len(said),), 3)}
+    loss = AlignmentLoss(head, text_weight=1.0, term_weight=0.0, temperature=1.0)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.01)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss([dict(audio)], labels)["text_loss"].backward()
+        optimizer.step()
+    heard = head({"frames": chunk([4, 3, 1, 2])[None], "frame_lengths": torch.tensor([14])})
+    terms = torch.tensor([[3, 1, 2], [2, 1, 3], [3, 1, 4], [3, 2, 1]])  # cab; bac, cad, cba
+    scores = alignment_scores(emissions(heard["unit_log_probs"], heard["frame_lengths"]), terms, torch.full((4,), 3))[0]
+    assert scores.argmax() == 0
+    assert scores[0] > 6 > scores[1:].max()

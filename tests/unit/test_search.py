@@ -223,7 +223,7 @@ def test_a_pooled_retriever_gives_the_times_of_its_windows(recording, tmp_path):
     model, index = tmp_path / "models/retriever", tmp_path / "index/retriever"
     pooled_retriever(WhisperFrames.of(encoder, 1), head, tower).save_pretrained(str(model), create_model_card=False)
     surfaces, _ = index_surfaces(load_retriever(model), {"abc": "abc", "big apple": "new york"})
-    write_index(surfaces, index)
+    write_index(surfaces, index, load_retriever(model))
     windows = {(window.start_s, window.end_s) for window in sliding_windows(24.0, [2.0])}
     hits = search(recording, tmp_path, windows_s=[2.0], threshold=-1.01)
     assert {found.term for found in hits} <= {"abc", "new york"} and hits

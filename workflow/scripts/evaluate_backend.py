@@ -9,6 +9,8 @@ with job_log(snakemake.log[0]):
         Path(snakemake.input.model),
         [Path(path) for path in snakemake.input.features],
         Path(snakemake.input.test).parent,
+        Path(snakemake.input.glossary),
+        Path(snakemake.input.alt2main),
         Path(snakemake.input.index),
         Path(snakemake.output.metrics),
         Path(snakemake.output.predictions),

@@ -13,13 +13,15 @@ from earmark.evaluation.ranked import Scorer, Settings, write_figures
 from earmark.retrieval.chunk_frames import ChunkFrames, cached_frames, rows_with_frames
 from earmark.retrieval.index import TermIndex, index_surfaces, load_index
 from earmark.retrieval.model import TermRetriever, hear, load_retriever
-from earmark.retrieval.split_rows import SplitRow, read_split
+from earmark.retrieval.split_rows import SplitRow, read_split, read_surfaces
 
 
 def evaluate_retriever(
     model: Path,
     features: list[Path],
     splits: Path,
+    glossary: Path,
+    alt2main: Path,
     index: Path,
     metrics: Path,
     predictions: Path,
@@ -34,8 +36,10 @@ def evaluate_retriever(
     InputError if a split has no chunk with features.
     """
     torch.set_num_threads(threads)
-    retriever, built = load_retriever(model), load_index(index, model)
-    surfaces = dict(zip(built.surfaces, built.main_terms, strict=True))
+    retriever = load_retriever(model)
+    built = load_index(index, retriever)
+    # The glossary's that could not be indexed are missed; those that were added to the index compete.
+    surfaces = {**read_surfaces(glossary, alt2main), **dict(zip(built.surfaces, built.main_terms, strict=True))}
     rows = {split: read_split(splits / f"{split}.parquet") for split in ("dev", "test")}
     with cached_frames(features, {row.chunk_id for group in rows.values() for row in group}) as frames:
         kept = {split: _usable(group, frames, splits, split) for split, group in rows.items()}

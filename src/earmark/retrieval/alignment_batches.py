@@ -61,7 +61,12 @@ class AlignmentBatches:
         spelled = {surface: spellings[0] for surface in heard if (spellings := units.spellings(surface))}
         self.surfaces = {surface: heard[surface] for surface in spelled}
         self.spelled = spelled
-        self.random = np.random.default_rng(seed)
+        self.seed = seed
+        self.start_epoch(0)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Draw from here on what the epoch of that number draws, whichever epochs came before."""
+        self.random = np.random.default_rng((self.seed, epoch))
 
     def __call__(self, batch: list[dict[str, Any]]) -> dict[str, Any]:
         rows = [self.rows[item["chunk"]] for item in batch]

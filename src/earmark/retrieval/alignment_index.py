@@ -60,7 +60,8 @@ class AlignmentIndex:
 
     def locate(self, heard: Mapping[str, Any], chunk: int, rows: Sequence[int]) -> list[tuple[int, int]]:
         """The first and last frame of each of `rows` in one of the heard chunks."""
-        emitted = emissions(heard["unit_log_probs"], heard["frame_lengths"])[chunk].cpu()
+        one = slice(chunk, chunk + 1)
+        emitted = emissions(heard["unit_log_probs"][one], heard["frame_lengths"][one])[0].cpu()
         units = pad_units([self.spellings[row] for row in rows])
         first, last = locate(emitted, units["units"], units["unit_counts"])
         return list(zip(first.tolist(), last.tolist(), strict=True))

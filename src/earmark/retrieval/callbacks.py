@@ -1,24 +1,26 @@
-"""What the trainer does besides training: keep the best epoch, and leave a trail."""
+"""What the trainer does besides training: keep the best epoch, and make epochs that one can resume between."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from earmark.retrieval.checkpoints import trained_weights
 from earmark.retrieval.dev_evaluator import MRR, RECALL
-
-_TIMINGS = ("_runtime", "_per_second")
 
 
 class BestEpoch(TrainerCallback):
     """Keeps the trained weights of the best epoch (dev Recall@10, then MRR) and stops after `patience` without better.
 
-    In memory: the trained part is small, and the frozen encoder need not be written once an epoch.
+    In memory, and beside each checkpoint: the trained part is small, and the frozen encoder need not be written once an
+    epoch.
     """
 
     def __init__(self, model: nn.Module, patience: int):
@@ -38,43 +40,56 @@ class BestEpoch(TrainerCallback):
     ) -> None:
         assert metrics is not None
         score = (metrics[f"eval_{RECALL}"], metrics[f"eval_{MRR}"])
-        if self.best is not None and score <= self.best:
-            self._waited += 1
-            control.should_training_stop = control.should_training_stop or self._waited >= self.patience
+        if self.best is None or score > self.best:
+            self.best, self.epoch, self._waited = score, state.epoch or 0.0, 0
+            self._weights = {name: weight.clone() for name, weight in trained_weights(self.model).items()}
             return
-        self.best, self.epoch, self._waited = score, state.epoch or 0.0, 0
-        self._weights = {
-            name: parameter.detach().clone()
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad
-        }
+        self._waited += 1
+        if self._waited >= self.patience:
+            control.should_training_stop = True
+            control.should_save = False  # nobody would go on from here
+
+    def save(self, path: Path) -> None:
+        """Write the best epoch so far: its weights, its score and how long there was none better."""
+        kept = {"best": self.best, "epoch": self.epoch, "waited": self._waited}
+        save_file(self._weights, path, metadata={"best_epoch": json.dumps(kept)})
+
+    def load(self, path: Path) -> None:
+        """Take over what `save` wrote."""
+        with safe_open(path, framework="pt") as file:
+            kept = json.loads(file.metadata()["best_epoch"])
+        self.best, self.epoch, self._waited = tuple(kept["best"]), kept["epoch"], kept["waited"]
+        self._weights = load_file(path)
 
     def restore(self) -> None:
         """Put the best epoch's weights back into the model."""
-        parameters = dict(self.model.named_parameters())
-        with torch.no_grad():
-            for name, weight in self._weights.items():
-                parameters[name].copy_(weight)
+        parameters = trained_weights(self.model)
+        for name, weight in self._weights.items():
+            parameters[name].copy_(weight)
 
 
-class MetricsLog(TrainerCallback):
-    """Appends each of the trainer's logged dictionaries to train_metrics.jsonl: losses by step, and dev evaluations.
+class Batches(Protocol):
+    """What `WholeEpochs` needs of the batches."""
 
-    How long things took is left out: the same run on the same data writes the same file.
+    def start_epoch(self, epoch: int) -> None: ...
+
+
+class WholeEpochs(TrainerCallback):
+    """Lets nothing but weights and the trainer's own state pass from epoch to epoch.
+
+    So a training that resumes between two epochs sees the same batches and logs the same losses as one that never
+    stopped.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, batches: Batches):
+        self.batches = batches
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        figures = {name: value for name, value in (logs or {}).items() if not name.endswith(_TIMINGS)}
-        line = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4), **figures}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self.batches.start_epoch(round(state.epoch or 0.0))
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        control.should_log = True  # checkpoints do not hold the losses since the last line

@@ -9,6 +9,7 @@ import torch
 from sentence_transformers.base import BaseModel
 from sentence_transformers.base.evaluation import BaseEvaluator
 
+from earmark.errors import EarmarkError
 from earmark.retrieval.chunk_frames import ChunkFrames
 from earmark.retrieval.index import index_surfaces
 from earmark.retrieval.model import TermRetriever, hear
@@ -50,6 +51,8 @@ class DevEvaluator(BaseEvaluator):
                 frames, lengths = self.frames.batch([row.chunk_id for row in batch])
                 heard = hear(model, {"frames": frames, "frame_lengths": lengths})
                 scores = term_scores(index.scores(heard, self.candidates), columns)
+                if np.isnan(scores).any():
+                    raise EarmarkError("training broke off: dev scores are not finite; lower the learning rate")
                 for row, row_scores in zip(batch, scores, strict=True):
                     assert row.main_term is not None
                     ranks.append(rank_of(row_scores, columns, row.main_term, row.other_terms))

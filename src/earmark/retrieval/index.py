@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from earmark.retrieval.term_units import TermUnits
 log = logging.getLogger(__name__)
 
 _CHECKSUM_KEY = b"earmark_index_sha256"
+_MODEL_KEY = b"earmark_text_route_sha256"
 _BATCH = 1024  # surfaces embedded at once
 
 
@@ -88,7 +90,8 @@ def build_index(
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
     surfaces = read_surfaces(glossary, alt2main)
-    index, unspelled = index_surfaces(load_retriever(model), surfaces, kind)
+    retriever = load_retriever(model)
+    index, unspelled = index_surfaces(retriever, surfaces, kind)
     rejected = RejectedRows("surfaces", max_rejected_fraction)
     rejected.input, rejected.kept = len(surfaces), len(surfaces) - len(unspelled)
     for surface in unspelled:
@@ -96,7 +99,7 @@ def build_index(
             surface, "unpronounceable", "add its words to align.embedded.lexicon, or spell it out as an alias"
         )
     rejected.close(output)
-    write_index(index, output)
+    write_index(index, output, retriever)
     log.info("%s: %d rows for %d surfaces", output, len(index.surfaces), rejected.kept)
 
 
@@ -105,12 +108,12 @@ def add_surfaces(folder: Path, model: Path, surfaces: Mapping[str, str]) -> list
 
     What the index holds already is passed over.
     """
-    index = load_index(folder, model)
+    retriever = load_retriever(model)
+    index = load_index(folder, retriever)
     known = set(index.surfaces)
     new = {surface: main for surface, main in surfaces.items() if surface not in known}
     if not new:
         return []
-    retriever = load_retriever(model)
     unspelled: list[str] = []
     if isinstance(index.rows, PooledIndex):
         index.rows.index.add(_vectors(retriever, new))
@@ -121,14 +124,17 @@ def add_surfaces(folder: Path, model: Path, surfaces: Mapping[str, str]) -> list
         assert isinstance(added.rows, AlignmentIndex)
         rows = AlignmentIndex([*index.rows.spellings, *added.rows.spellings], index.rows.inventory_size)
         grown = TermIndex((*index.surfaces, *added.surfaces), (*index.main_terms, *added.main_terms), rows)
-    write_index(grown, folder)
+    write_index(grown, folder, retriever)
     return unspelled
 
 
-def write_index(index: TermIndex, folder: Path) -> None:
-    """Put the index in the place of `folder`: terms.parquet, and terms.faiss, whose checksum the table holds."""
+def write_index(index: TermIndex, folder: Path, model: TermRetriever) -> None:
+    """Put the index in the place of `folder`: terms.parquet, and terms.faiss, whose checksum the table holds.
+
+    The table also names the model's text route by a digest: another one spells or embeds terms otherwise.
+    """
     with atomic_folder(folder) as scratch:
-        metadata: dict[bytes, bytes] = {}
+        metadata = {_MODEL_KEY: _text_route(model)}
         if isinstance(index.rows, PooledIndex):
             faiss.write_index(index.rows.index, str(scratch / "terms.faiss"))
             metadata[_CHECKSUM_KEY] = _checksum(scratch / "terms.faiss")
@@ -142,22 +148,24 @@ def write_index(index: TermIndex, folder: Path) -> None:
         write_table(scratch / "terms.parquet", table.replace_schema_metadata(metadata))
 
 
-def load_index(folder: Path, model: Path) -> TermIndex:
-    """Read an index that was built with `model`; InputError if a part is missing or they do not belong together."""
-    table = read_table(folder / "terms.parquet")
+def load_index(folder: Path, model: TermRetriever) -> TermIndex:
+    """Read the index of `model`; InputError if a part is missing or was made for another model."""
+    path = folder / "terms.parquet"
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file; run the index stage")
+    table = read_table(path)
+    metadata = table.schema.metadata or {}
+    if metadata.get(_MODEL_KEY) != _text_route(model):
+        raise InputError(
+            f"{folder}: the index was made for another retriever, or for this one trained otherwise; {_AGAIN}"
+        )
     surfaces, main_terms = tuple(table["surface"].to_pylist()), tuple(table["main_term"].to_pylist())
-    units = load_retriever(model).term_units
-    if units is not None:
-        spellings = table["units"].to_pylist()
-        if None in spellings:
-            raise InputError(f"{folder}: the index was built for a pooled retriever, {model} aligns; {_AGAIN}")
-        return TermIndex(surfaces, main_terms, AlignmentIndex(spellings, len(units.inventory)))
+    if model.term_units is not None:
+        rows = AlignmentIndex(table["units"].to_pylist(), len(model.term_units.inventory))
+        return TermIndex(surfaces, main_terms, rows)
     path = folder / "terms.faiss"
-    checksum = (table.schema.metadata or {}).get(_CHECKSUM_KEY)
-    if not path.is_file() or checksum is None:
-        raise InputError(f"{path}: there is no such file, or it was built for a retriever that aligns; {_AGAIN}")
-    if checksum != _checksum(path):
-        raise InputError(f"{path} and terms.parquet beside it were not written together; {_AGAIN}")
+    if not path.is_file() or metadata.get(_CHECKSUM_KEY) != _checksum(path):
+        raise InputError(f"{path}: is missing, or was not written together with terms.parquet beside it; {_AGAIN}")
     try:
         return TermIndex(surfaces, main_terms, PooledIndex(faiss.read_index(str(path))))
     except RuntimeError:
@@ -179,5 +187,15 @@ def _vectors(model: TermRetriever, surfaces: Mapping[str, str]) -> np.ndarray:
         batches = [embed_surfaces(model, names[row : row + _BATCH]) for row in range(0, len(names), _BATCH)]
     vectors = torch.cat(batches).float().cpu().numpy()
     if not np.isfinite(vectors).all():
-        raise InputError("the model gives vectors that are not finite; train it again")
+        raise InputError("the model gives vectors that are not finite; train it again, with a lower learning rate")
     return vectors
+
+
+def _text_route(model: TermRetriever) -> bytes:
+    """A digest of what makes rows of surfaces: how they are spelled, or the weights that embed them."""
+    router: Any = model[0]
+    route = router.sub_modules["text"][0]
+    digest = hashlib.sha256(json.dumps(route.get_config_dict(), sort_keys=True).encode())
+    for name, weight in sorted(route.state_dict().items()):
+        digest.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest().encode()

@@ -2,7 +2,7 @@
 
     alignment                                            pooled
     Router                                               Router
-      audio: WhisperFrames -> UnitHead -> UnitNgrams       audio: WhisperFrames -> AudioHead
+      audio: FrozenEncoder -> UnitHead -> UnitNgrams       audio: FrozenEncoder -> AudioHead
       text:  TermUnits                                     text:  SpellingTower
                                                          Normalize
 
@@ -24,10 +24,11 @@ from sentence_transformers.base import BaseModel
 from sentence_transformers.base.modules import Module, Normalize, Router
 from sentence_transformers.util import batch_to_device
 from torch import nn
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from earmark.errors import InputError
 from earmark.retrieval.audio_head import AudioHead
+from earmark.retrieval.encoders import FrozenEncoder
+from earmark.retrieval.qwen2_audio_frames import Qwen2AudioTowerFrames
 from earmark.retrieval.term_alignment import alignment_scores, emissions
 from earmark.retrieval.term_units import TermUnits, pad_units
 from earmark.retrieval.text_tower import SpellingTower
@@ -35,7 +36,7 @@ from earmark.retrieval.unit_head import UnitHead
 from earmark.retrieval.unit_ngrams import UnitNgrams
 from earmark.retrieval.whisper_frames import WhisperFrames
 
-_MODULES = (WhisperFrames, AudioHead, SpellingTower, UnitHead, UnitNgrams, TermUnits)
+_MODULES = (WhisperFrames, Qwen2AudioTowerFrames, AudioHead, SpellingTower, UnitHead, UnitNgrams, TermUnits)
 
 
 class TermRetriever(SentenceTransformer):
@@ -64,8 +65,11 @@ class TermRetriever(SentenceTransformer):
         Of alignment where that is the interaction, each surface as the best of its spellings, else cosines. InputError
         if a surface cannot be spelled.
         """
+        self.eval()  # as `encode` does: a model that was just loaded drops out
+        router: Any = self[0]
         with torch.inference_mode():
-            heard = hear(self, {**self.preprocess(list(audio)), "modality": "audio"})
+            # Not the router's own `preprocess`: it takes a path for text, and a {"array"} for the name of a route.
+            heard = hear(self, router.sub_modules["audio"][0].preprocess(list(audio)))
             if self.term_units is None:
                 return (heard["sentence_embedding"] @ embed_surfaces(self, list(surfaces)).T).cpu().numpy()
             ways = [self.term_units.known_spellings(surface) for surface in surfaces]
@@ -82,16 +86,16 @@ def load_retriever(folder: Path) -> TermRetriever:
     return TermRetriever(str(folder), local_files_only=True).eval()
 
 
-def pooled_retriever(encoder: WhisperEncoder, layer: int, head: AudioHead, tower: SpellingTower) -> TermRetriever:
+def pooled_retriever(encoder: FrozenEncoder, head: AudioHead, tower: SpellingTower) -> TermRetriever:
     """An untrained retriever that compares one vector of a chunk with one of a term."""
-    router = _router([WhisperFrames.of(encoder, layer), head], tower)
+    router = _router([encoder, head], tower)
     return TermRetriever(modules=[router, Normalize()], similarity_fn_name="dot")
 
 
-def alignment_retriever(encoder: WhisperEncoder, layer: int, head: UnitHead, units: TermUnits) -> TermRetriever:
+def alignment_retriever(encoder: FrozenEncoder, head: UnitHead, units: TermUnits) -> TermRetriever:
     """An untrained retriever that lays a term's units over a chunk's frames."""
     ngrams = UnitNgrams(len(units.inventory))
-    router = _router([WhisperFrames.of(encoder, layer), head, ngrams], units)
+    router = _router([encoder, head, ngrams], units)
     return TermRetriever(modules=[router], similarity_fn_name="dot")
 
 

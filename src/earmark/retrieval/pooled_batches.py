@@ -57,7 +57,12 @@ class PooledBatches:
         self.rows, self.frames, self.tower, self.augmentation = rows, frames, tower, augmentation
         self.surfaces = heard_surfaces(rows, surfaces)
         self.max_surfaces, self.max_phrases, self.longest_phrase = max_surfaces, max_phrases, longest_phrase
-        self.random = np.random.default_rng(seed)
+        self.seed = seed
+        self.start_epoch(0)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Draw from here on what the epoch of that number draws, whichever epochs came before."""
+        self.random = np.random.default_rng((self.seed, epoch))
 
     def __call__(self, batch: list[dict[str, Any]]) -> dict[str, Any]:
         rows = [self.rows[item["chunk"]] for item in batch]

@@ -3,9 +3,10 @@
 `transformers` pads every clip to 30 s and refuses anything else. Qwen2-Audio's encoder masks that padding, so leaving
 it out changes nothing: here a clip keeps its own frames, plus the silence that the convolutions see beyond its end.
 
-    log_mel -> encode_audio -> frames, 40 ms each, as wide as the language model
-                               -> audio_states: what the language model makes of them
-    term    -> tokens       -> text_states: the same language model over text
+    log_mel -> encode_tower    -> frames of the audio tower, 40 ms each
+               -> encode_audio -> the same, projected: as wide as the language model
+                                  -> audio_states: what the language model makes of them
+    term    -> tokens          -> text_states: the same language model over text
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerBase,
     Qwen2AudioConfig,
+    Qwen2AudioEncoder,
     Qwen2AudioModel,
     WhisperFeatureExtractor,
 )
@@ -59,9 +61,27 @@ def load_qwen2_audio(
             torch.manual_seed(seed)
             model = Qwen2AudioModel(config)
     else:
-        model = _pretrained(name, dtype)
+        model = _pretrained(Qwen2AudioModel, name, dtype)
     model.to(device=device, dtype=dtype)  # type: ignore[call-arg]
     return model.requires_grad_(False).eval()
+
+
+def load_audio_tower(source: str, seed: int) -> Qwen2AudioEncoder:
+    """Load the audio tower alone, without projector and language model: frozen, in evaluation mode, on the CPU.
+
+    `source` and errors are those of `load_qwen2_audio`. Weights are float32, but rounded to bfloat16, the type in which
+    they are published and kept: a tower that was saved in it gives the frames of the tower that was saved.
+    """
+    name = base_name(source)
+    config: Any = _config(name).audio_config
+    if source.startswith(_RANDOM):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            tower = Qwen2AudioEncoder(config).bfloat16()
+    else:
+        prefix = {r"^(?:model\.)?audio_tower\.": ""}
+        tower = _pretrained(Qwen2AudioEncoder, name, torch.bfloat16, config=config, key_mapping=prefix)
+    return tower.float().requires_grad_(False).eval()
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -90,13 +110,14 @@ def _config(name: str) -> Qwen2AudioConfig:
     return config
 
 
-def _pretrained(name: str, dtype: torch.dtype) -> Qwen2AudioModel:
-    # Its report would warn of the output layer, which is not wanted here; what matters in it is checked below.
+def _pretrained(kind: Any, name: str, dtype: torch.dtype, **options: Any) -> Any:
+    """The `kind` of model in a checkpoint. ConfigError if it cannot be read, or lacks a weight or its shape."""
+    # Its report would warn of all that is not wanted here; what matters in it is checked below.
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        loaded: Any = Qwen2AudioModel.from_pretrained(
-            name, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        model, info = kind.from_pretrained(
+            name, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(
@@ -104,7 +125,6 @@ def _pretrained(name: str, dtype: torch.dtype) -> Qwen2AudioModel:
         ) from None
     finally:
         logging.set_verbosity(verbosity)
-    model, info = loaded
     missing = sorted(map(str, info["missing_keys"]))
     if missing:
         raise ConfigError(f"{name}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}")
@@ -131,19 +151,23 @@ def feature_extractor(model: Qwen2AudioModel) -> WhisperFeatureExtractor:
     return WhisperFeatureExtractor(feature_size=model.audio_tower.config.num_mel_bins)
 
 
+def check_audio(clip: np.ndarray, max_states: int) -> None:
+    """AudioError as `whisper.check_clip` says, or if a clip is too short to give one frame."""
+    check_clip(clip, max_states)
+    if clip.size <= STATE_SAMPLES:
+        raise AudioError(f"a clip of {clip.size / SAMPLE_RATE:.3f} s is too short for one frame (40 ms)")
+
+
 def log_mel(
     extractor: WhisperFeatureExtractor, clips: list[np.ndarray], max_states: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-mel spectrogram of clips at their true length: mel[B, bins, M], and each clip's own mel frames[B] (10 ms).
 
     `clips` are float32 mono at 16 kHz; `max_states` is the tower's `max_source_positions`. Beyond a clip's end is
-    digital silence, as in the padded original. AudioError as `whisper.check_clip` says, or if a clip is too short to
-    give one frame.
+    digital silence, as in the padded original. AudioError as `check_audio` says.
     """
     for clip in clips:
-        check_clip(clip, max_states)
-        if clip.size <= STATE_SAMPLES:
-            raise AudioError(f"a clip of {clip.size / SAMPLE_RATE:.3f} s is too short for one frame (40 ms)")
+        check_audio(clip, max_states)
     lengths = torch.tensor([-(-clip.size // HOP_SAMPLES) for clip in clips])
     longest = int(lengths.max())
     # Near 30 s there is no room for the context: the original sees its own edge there, and so must we.
@@ -158,14 +182,15 @@ def log_mel(
     return features["input_features"], lengths
 
 
-def encode_audio(model: Qwen2AudioModel, mel: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The projector's frames[B, T, text hidden size] (40 ms each, zero beyond a clip's end), and counts[B] of them.
+def encode_tower(
+    tower: Qwen2AudioEncoder, mel: torch.Tensor, lengths: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The audio tower's frames[B, T, dim] (40 ms each, zero beyond a clip's end), and counts[B] of them.
 
     `mel` and `lengths` come from `log_mel`. Equal to `transformers`' padded forward at the real positions, however
-    clips are batched. Frames are on the model's device and of its type, counts where `lengths` is.
+    clips are batched. Frames are on the tower's device and of its type, counts where `lengths` is.
     """
-    tower = model.audio_tower
-    states, counts = tower._get_feat_extract_output_lengths(lengths)
+    states, counts = tower._get_feat_extract_output_lengths(lengths)  # type: ignore[arg-type]  # any integers
     mel = mel.to(tower.conv1.weight.device, tower.conv1.weight.dtype)
     stem = nn.functional.gelu(tower.conv1(mel))
     stem = nn.functional.gelu(tower.conv2(stem)).transpose(1, 2)
@@ -176,9 +201,15 @@ def encode_audio(model: Qwen2AudioModel, mel: torch.Tensor, lengths: torch.Tenso
     )
     for layer in tower.layers:
         hidden = layer(hidden, mask)
-    pooled = tower.avg_pooler(hidden.transpose(1, 2)).transpose(1, 2)
-    frames = model.multi_modal_projector(tower.layer_norm(pooled))
+    frames = tower.layer_norm(tower.avg_pooler(hidden.transpose(1, 2)).transpose(1, 2))
     return frames * _real(counts, frames.shape[1], frames.device)[:, :, None], counts
+
+
+def encode_audio(model: Qwen2AudioModel, mel: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`encode_tower`, then the projector: frames[B, T, text hidden size] and counts[B] of them."""
+    frames, counts = encode_tower(model.audio_tower, mel, lengths)
+    # The projector has a bias: what was zero beyond a clip's end would be that.
+    return model.multi_modal_projector(frames) * _real(counts, frames.shape[1], frames.device)[:, :, None], counts
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

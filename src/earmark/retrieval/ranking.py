@@ -42,6 +42,6 @@ def rank_of(scores: np.ndarray, columns: TermColumns, term: str, others: Collect
     """
     if (own := columns.column_of.get(term)) is None:
         return len(columns.terms) + 1
-    ahead = scores >= scores[own]
+    ahead = ~(scores < scores[own])  # so NaN never makes a term first
     ahead[[own, *(columns.column_of[other] for other in others if other in columns.column_of)]] = False
     return 1 + int(ahead.sum())

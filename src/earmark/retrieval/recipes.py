@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import nn
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from earmark.pronunciations import Phonemes
 from earmark.retrieval.alignment_batches import AlignmentBatches
@@ -15,6 +14,7 @@ from earmark.retrieval.alignment_loss import AlignmentLoss
 from earmark.retrieval.audio_head import AudioHead
 from earmark.retrieval.augmentation import FrameAugmentation
 from earmark.retrieval.chunk_frames import ChunkFrames
+from earmark.retrieval.encoders import FrozenEncoder
 from earmark.retrieval.model import TermRetriever, alignment_retriever, pooled_retriever
 from earmark.retrieval.pooled_batches import PooledBatches
 from earmark.retrieval.pooled_loss import PooledLoss
@@ -48,9 +48,9 @@ class Plan:
 
 
 class Recipe(Protocol):
-    """Makes a plan from the first `layer` layers of a frozen encoder; weights come from torch's seed."""
+    """Makes a plan from a frozen encoder; weights come from torch's seed."""
 
-    def __call__(self, encoder: WhisperEncoder, layer: int, material: Material) -> Plan: ...
+    def __call__(self, encoder: FrozenEncoder, material: Material) -> Plan: ...
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class AlignmentRecipe:
     temperature: float
     max_surfaces: int
 
-    def __call__(self, encoder: WhisperEncoder, layer: int, material: Material) -> Plan:
+    def __call__(self, encoder: FrozenEncoder, material: Material) -> Plan:
         texts = [*material.surfaces, *(row.text for row in material.rows)]
         units = TermUnits.of(self.units, texts, self.lexicon)
         # Half a word cut off would be said to be whole: the transcript of a chunk holds to its ends.
@@ -76,7 +76,7 @@ class AlignmentRecipe:
             max_surfaces=self.max_surfaces, seed=material.seed,
         )  # fmt: skip
         head = UnitHead(material.frames.dim, units=len(units.inventory), **self.head)
-        model = alignment_retriever(encoder, layer, head, units)
+        model = alignment_retriever(encoder, head, units)
         loss = AlignmentLoss(model, self.text_weight, self.term_weight, self.temperature)
         return Plan(model, {"encoder": encoder, "unit_head": head}, {"unit_head"}, batches, loss, self.candidates)
 
@@ -96,17 +96,17 @@ class PooledRecipe:
     max_phrases: int
     longest_phrase: int
 
-    def __call__(self, encoder: WhisperEncoder, layer: int, material: Material) -> Plan:
+    def __call__(self, encoder: FrozenEncoder, material: Material) -> Plan:
         head = AudioHead(material.frames.dim, embedding_dim=self.embedding_dim, **self.head)
         tower = SpellingTower(embedding_dim=self.embedding_dim, **self.tower)
-        model = pooled_retriever(encoder, layer, head, tower)
+        model = pooled_retriever(encoder, head, tower)
         batches = PooledBatches(
             material.rows, material.frames, material.surfaces, tower, material.augmentation,
             max_surfaces=self.max_surfaces, max_phrases=self.max_phrases, longest_phrase=self.longest_phrase,
             seed=material.seed,
         )  # fmt: skip
         loss = PooledLoss(model, self.term_weight, self.text_weight, self.temperature)
-        parts = {"encoder": encoder, "audio_head": head, "text_tower": tower}
+        parts: dict[str, nn.Module] = {"encoder": encoder, "audio_head": head, "text_tower": tower}
         return Plan(model, parts, {"audio_head", "text_tower"}, batches, loss, self.candidates)
 
 

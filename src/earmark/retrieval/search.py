@@ -81,7 +81,7 @@ class TermSearch:
         """`run_folder` is data/{run}. InputError where it holds no such retriever or index."""
         model = run_folder / "models" / backend
         self._retriever = load_retriever(model)
-        self._index = load_index(run_folder / "index" / backend, model)
+        self._index = load_index(run_folder / "index" / backend, self._retriever)
         self._metrics_path = run_folder / "evaluation" / backend / "metrics.json"
         self._metrics: dict[str, Any] = read_json(self._metrics_path) if self._metrics_path.is_file() else {}
 

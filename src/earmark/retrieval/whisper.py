@@ -36,7 +36,7 @@ def load_encoder(source: str, seed: int) -> WhisperEncoder:
     drawn from `seed`: the control that shows what the pretraining is worth), a hub id, or a folder. ConfigError if it
     cannot be loaded, or if the checkpoint lacks a weight (which `transformers` would silently leave random).
     """
-    kind, _, name = source.rpartition(":")
+    kind, _, name = source.partition(":")
     if kind == "random":
         config = _bundled().config if name == BUNDLED else _pretrained_config(name)
         with torch.random.fork_rng(devices=[]):

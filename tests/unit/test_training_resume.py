@@ -1,0 +1,269 @@
+"""A training killed by SIGKILL goes on where it was, and ends with the model of one that nobody disturbed."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Trainer, TrainerState, WhisperConfig, WhisperModel
+
+from earmark.artifacts import FEATURES, SPLITS, write_json, write_table
+from earmark.logs import job_log
+from earmark.retrieval import checkpoints
+from earmark.retrieval.augmentation import FrameAugmentation
+from earmark.retrieval.checkpoints import checkpoints_beside, last_checkpoint
+from earmark.retrieval.model import TermRetriever
+from earmark.retrieval.recipes import AlignmentRecipe, PooledRecipe
+from earmark.retrieval.train import Schedule, train_retriever
+
+DIM = 16
+TERMS = ["rome", "oslo", "lima", "paris", "bonn", "kyoto", "quito", "accra"]
+STEPS = 6  # in an epoch: the trainer logs every tenth step, so losses are under way at an epoch's end
+EPOCHS = 4
+
+# Dropout, masks, a choice of surfaces and a learned threshold in the loss: all that a restart could get wrong.
+RECIPES = {
+    "alignment": AlignmentRecipe(
+        units="letters", lexicon={}, head={"hidden_dim": 16, "blocks": 1, "kernel_size": 3, "dropout": 0.2},
+        candidates=10, text_weight=1.0, term_weight=0.5, temperature=1.5, max_surfaces=6,
+    ),
+    "pooled": PooledRecipe(
+        embedding_dim=16, head={"hidden_dim": 16, "queries": 2, "blocks": 1, "kernel_size": 3, "dropout": 0.2},
+        tower={"buckets": 256, "shortest_ngram": 2, "longest_ngram": 3, "hidden_dim": 16, "dropout": 0.2},
+        candidates=10, text_weight=0.3, term_weight=0.7, temperature=0.1, max_surfaces=6, max_phrases=8,
+        longest_phrase=2,
+    ),
+}  # fmt: skip
+SETTINGS: dict[str, Any] = {
+    "layer": -1,
+    "schedule": Schedule(EPOCHS, patience=4, batch_size=4, learning_rate=0.01, warmup_ratio=0.1, weight_decay=0.01),
+    "augmentation": FrameAugmentation(crop_frames=2, mask_spans=2, mask_frames=3, noise=0.1),
+    "seed": 3,
+    "threads": 1,
+}
+
+
+def _die(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_in_the_middle_of_the_file(state: TrainerState, path: str) -> None:
+    Path(path).write_text('{"epoch": 2.0, "log_history": [')
+    _die()
+
+
+# Where the process dies: the function during whose call of that number it happens.
+Moment = tuple[Any, str, int, Callable[..., None]]
+MOMENTS: dict[str, Moment] = {
+    "in the first epoch": (Trainer, "training_step", 4, _die),
+    "in the middle of the third epoch": (Trainer, "training_step", 2 * STEPS + 3, _die),
+    "between the weights and the optimiser": (Trainer, "_save_optimizer_and_scheduler", 3, _die),
+    "while the state is written": (TrainerState, "save_to_json", 3, _die_in_the_middle_of_the_file),
+    "after a checkpoint is whole": (Trainer, "_maybe_log_save_evaluate", 3 * STEPS + 4, _die),
+    "when all epochs are over": (TermRetriever, "save", 1, _die),
+}
+
+
+def _train(run: Path, interaction: str, moment: str | None, changes: dict[str, Any]) -> None:
+    """The child process."""
+    tempfile.tempdir = str(run)  # who is killed clears nothing away
+    if moment is not None:
+        owner, name, number, death = MOMENTS[moment]
+        original, calls = getattr(owner, name), iter(range(1, 1000))
+        setattr(owner, name, lambda *a, **k: death(*a, **k) if next(calls) == number else original(*a, **k))
+    with job_log(run / "train.log"):
+        train_retriever(
+            [run / "features.parquet"], run / "splits", run / "glossary.json", run / "alt2main.json",
+            run / "models" / interaction, encoder=str(run / "encoder"), recipe=RECIPES[interaction],
+            **(SETTINGS | changes),
+        )  # fmt: skip
+
+
+class Run:
+    """A tiny run's folder, in which a training is started in processes of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def train(self, interaction: str, moment: str | None = None, **changes: Any) -> str:
+        """Train until the end, or until the process dies at `moment`; return the log."""
+        processes = multiprocessing.get_context("forkserver")
+        processes.set_forkserver_preload(["earmark.retrieval.train"])
+        process = processes.Process(target=_train, args=(self.folder, interaction, moment, changes))
+        process.start()
+        process.join(120)
+        log = (self.folder / "train.log").read_text()
+        assert process.exitcode == (0 if moment is None else -signal.SIGKILL), log[-3000:]
+        return log
+
+    def result(self, interaction: str) -> dict[str, str]:
+        """A checksum of every file of the trained model."""
+        model = self.folder / "models" / interaction
+        files = sorted(path for path in model.rglob("*") if path.is_file())
+        return {str(path.relative_to(model)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    @property
+    def models(self) -> list[str]:
+        return sorted(path.name for path in (self.folder / "models").iterdir())
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    torch.manual_seed(0)
+    sizes = {"d_model": DIM, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+    tokens = {"vocab_size": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}
+    WhisperModel(
+        WhisperConfig(**sizes, **tokens, decoder_attention_heads=2, encoder_ffn_dim=8, decoder_ffn_dim=8)
+    ).save_pretrained(folder / "encoder")
+    write_json(folder / "glossary.json", {term: {"term": term, "aliases": []} for term in TERMS})
+    write_json(folder / "alt2main.json", {})
+    random = np.random.default_rng(0)
+    voices = {term: random.standard_normal(DIM) for term in (*TERMS, None)}
+    features = []
+    for split, repeats in (("train", 3), ("dev", 1)):
+        rows = [_row(f"{split}-{term}-{n}", term) for n in range(repeats) for term in [*TERMS[:7], None]]
+        write_table(folder / "splits" / f"{split}.parquet", pa.Table.from_pylist(rows, schema=SPLITS))
+        for row in rows:
+            frames = random.standard_normal((int(random.integers(24, 32)), DIM)) + voices[row["term"]]
+            features.append(
+                {"chunk_id": row["chunk_id"], "n_frames": len(frames), "frames": frames.astype("<f2").tobytes()}
+            )
+    write_table(folder / "features.parquet", pa.Table.from_pylist(features, schema=FEATURES))
+    return folder
+
+
+def _row(chunk_id: str, term: str | None) -> dict[str, Any]:
+    return {
+        "chunk_id": chunk_id,
+        "speaker_id": "ann",
+        "term": term,
+        "main_term": term,
+        "has_term": term is not None,
+        "other_terms": [],
+        "seen_term": None if term is None else True,
+        "text": f"we saw {term}" if term else "we saw nothing",
+        "duration_s": 1.2,
+    }
+
+
+@pytest.fixture
+def run(inputs: Path, tmp_path: Path) -> Run:
+    shutil.copytree(inputs, tmp_path / "run")  # with the files' times, which a checkpoint goes by
+    return Run(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """The model's files by interaction."""
+    results = {}
+    for interaction in RECIPES:
+        run = Run(tmp_path_factory.mktemp("undisturbed") / "run")
+        shutil.copytree(inputs, run.folder)
+        assert trained_epochs(run.train(interaction)) == [1, 2, 3, 4]
+        assert run.models == [interaction]
+        results[interaction] = run.result(interaction)
+        assert {"train_metrics.jsonl", "audit.json", "modules.json"} < results[interaction].keys()
+    return results
+
+
+def trained_epochs(log: str) -> list[int]:
+    """The epochs whose ends are in a log, by their dev scores."""
+    return [int(epoch) for epoch in re.findall(r"'eval_dev_mrr': .*'epoch': '(\d+)'", log)]
+
+
+@pytest.mark.parametrize(
+    ("moment", "left"),
+    [
+        ("in the first epoch", [1, 2, 3, 4]),
+        ("in the middle of the third epoch", [3, 4]),
+        ("between the weights and the optimiser", [3, 4]),
+        ("while the state is written", [3, 4]),
+        ("after a checkpoint is whole", [4]),
+        ("when all epochs are over", []),
+    ],
+)
+def test_a_killed_training_ends_like_an_undisturbed_one(run, undisturbed, moment, left):
+    run.train("alignment", moment)
+    assert "alignment" not in run.models
+    assert trained_epochs(run.train("alignment")) == left
+    assert run.result("alignment") == undisturbed["alignment"]
+    assert run.models == ["alignment"]
+
+
+def test_a_training_may_be_killed_again_and_again(run, undisturbed):
+    for moment in ("after a checkpoint is whole", "in the first epoch", "in the first epoch"):
+        run.train("pooled", moment)
+    assert trained_epochs(run.train("pooled")) == [4]
+    assert run.result("pooled") == undisturbed["pooled"]
+    assert run.models == ["pooled"]
+
+
+def test_the_best_epoch_and_patience_outlive_the_process(run):
+    # So small a step that no dev score changes: the first epoch stays the best, and the third is the last.
+    still = {"schedule": replace(SETTINGS["schedule"], learning_rate=1e-12, epochs=9, patience=2)}
+    assert trained_epochs(run.train("alignment", **still)) == [1, 2, 3]
+    whole = run.result("alignment")
+    shutil.rmtree(run.folder / "models")
+    run.train("alignment", "in the middle of the third epoch", **still)
+    log = run.train("alignment", **still)
+    assert trained_epochs(log) == [3]
+    assert "best epoch 1:" in log
+    assert run.result("alignment") == whole
+
+
+def test_checkpoints_hold_what_is_trained_and_not_the_encoder(run):
+    run.train("alignment", "after a checkpoint is whole")
+    (folder,) = (run.folder / "models/.alignment.checkpoint").iterdir()
+    kept = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    assert [path.name for path in kept] == [f"checkpoint-{STEPS * epoch}" for epoch in (2, 3)]
+    names = set(load_file(kept[-1] / checkpoints.WEIGHTS))
+    assert "term_loss.no_term_score" in names  # the loss learns too
+    assert len(names) > 1
+    assert not any("encoder" in name for name in names)
+
+
+@pytest.mark.parametrize("change", ["seed", "features"])
+def test_another_training_does_not_go_on_from_a_checkpoint(run, change):
+    run.train("alignment", "in the middle of the third epoch")
+    seed = 3
+    if change == "seed":
+        seed = 4
+    else:
+        features = run.folder / "features.parquet"
+        features.write_bytes(features.read_bytes())  # encoded again
+    log = run.train("alignment", seed=seed)
+    assert "checkpoints of another configuration" in log
+    assert trained_epochs(log) == [1, 2, 3, 4]
+    assert run.models == ["alignment"]
+
+
+def test_a_checkpoint_that_is_being_removed_is_no_checkpoint(tmp_path):
+    with checkpoints_beside(tmp_path / "models/retriever", "key") as folder:
+        for step in (6, 12):
+            (folder / f"checkpoint-{step}").mkdir()
+            for name in checkpoints._FILES:
+                (folder / f"checkpoint-{step}" / name).write_text("{}")
+        (folder / "checkpoint-12" / "optimizer.pt").unlink()
+        assert last_checkpoint(folder) == folder / "checkpoint-6"
+        assert [path.name for path in folder.iterdir()] == ["checkpoint-6"]
+
+
+def test_a_training_that_cannot_begin_leaves_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="no features"), checkpoints_beside(tmp_path / "retriever", "key"):
+        raise ValueError("no features")
+    assert not list(tmp_path.iterdir())

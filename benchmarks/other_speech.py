@@ -3,8 +3,8 @@
     .venv/bin/snakemake --profile profiles/local --configfile mine.yaml chunks
     .venv/bin/python benchmarks/other_speech.py data/mine [--distractors 10000]
 
-For every chunk of the run: the rank of its term among the run's glossary and the distractors, words that are not said in
-these chunks; then the figures. No threshold is set anew: that of the model's own run is applied.
+For every chunk of the run: the rank of its term among the run's glossary and the distractors, words that are not said
+in these chunks; then the figures. No threshold is set anew: that of the model's own run is applied.
 """
 
 from __future__ import annotations

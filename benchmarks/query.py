@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/query.py [--terms 200000] [--clips 50] [--threads 2]
 
-The terms are words of the English dictionary and pairs of them; the clips are cut from the demo's test chunks. Beside it
+The terms are words of the English dictionary and pairs of them; the clips are cut from the demo's chunks. Beside it
 what one would run instead: the clip through stock Whisper, and its text searched by rapidfuzz.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 Points = Sequence[tuple[float, float]]
 
 BLUE, ORANGE, GREY, GREEN = "#2f6db5", "#d9822b", "#9aa5b1", "#3a8f5c"
+PURPLE, RED, BROWN = "#8460a8", "#b8434e", "#8c6d46"
 plt.rcParams.update(
     {
         "svg.hashsalt": "earmark",  # the same plot gives the same bytes
@@ -48,7 +50,7 @@ def funnel(steps: Sequence[tuple[str, int, int]]) -> str:
 def recall_curves(curves: Mapping[str, Mapping[int, float]]) -> str:
     """Recall@K over K, one line for each name; dashed grey where the name says control or chance."""
     figure, axes = _figure(6.0, 3.4)
-    colours = iter((BLUE, GREEN, ORANGE))
+    colours = itertools.cycle((BLUE, GREEN, ORANGE, PURPLE, RED, BROWN))
     for name, recalls in curves.items():
         quiet = "random" in name or "chance" in name
         axes.plot(

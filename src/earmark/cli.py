@@ -175,6 +175,8 @@ def _index_add(arguments: argparse.Namespace) -> None:
     print(
         f"{index}: surfaces added: {added}; known already: {len(passed_over)}; cannot be pronounced: {len(unspelled)}"
     )
+    if added:
+        print("  the rejection threshold was set without them; evaluate the run again, or search with --threshold")
     for surface in passed_over:
         print(f"  known already: {surface}")
     for surface in unspelled:

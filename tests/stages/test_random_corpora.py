@@ -15,7 +15,15 @@ import soundfile
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from earmark.artifacts import ALIGNMENTS, UNKNOWN_WORD, StageTable, iterate_rows, rejected_path, table_counts
+from earmark.artifacts import (
+    ALIGNMENTS,
+    UNKNOWN_WORD,
+    StageTable,
+    iterate_rows,
+    read_table,
+    rejected_path,
+    table_counts,
+)
 from earmark.chunks.cut import cut_chunks
 from earmark.chunks.funnel import write_funnel
 from earmark.chunks.mentions import MentionFinder
@@ -250,7 +258,9 @@ def test_every_row_is_kept_or_rejected_from_manifest_to_export(corpus, audio_roo
             assert len(lines) + len(rejected_ids(path)) == rows
             if format == "flat":
                 assert {line["audio"] for line in lines} <= wavs
-    assert [path.name for path in tmp_path.rglob("*") if "evil" in path.name and path.suffix] == []
+    for split in ("train", "dev"):
+        rows = read_table(folder / f"splits/{split}.parquet").to_pylist()
+        assert max(Counter(row["main_term"] for row in rows if row["has_term"]).values(), default=0) <= 3
     assert {path.name for path in tmp_path.iterdir()} == {"a"}
 
 

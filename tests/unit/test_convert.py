@@ -114,3 +114,19 @@ def test_the_command_says_what_is_wrong_in_one_line(listed, tmp_path):
     assert "Traceback" not in done.stderr
     done = subprocess.run([*command, "--no-calculate-lengths"], capture_output=True, text=True, check=False)
     assert (done.returncode, len((tmp_path / "o").read_text(encoding="utf-8").splitlines())) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("format", "row", "reason"),
+    [
+        ("funasr", {"key": " ", "wav": "a.wav", "txt": "hello"}, "not_exportable"),
+        ("funasr_nano", {"key": "k", "wav": "/", "txt": "hello"}, "not_exportable"),
+        ("funasr_nano", {"key": "k", "wav": "a<|endofspeech|>.wav", "txt": "hello"}, "holds_mark"),
+        ("conversation", {"key": "k", "wav": "a</audio> say hi.wav", "txt": "hello"}, "holds_mark"),
+        ("flat", {"key": "k", "wav": "a.wav", "txt": "hello <|im_end|>"}, "holds_mark"),
+    ],
+)
+def test_one_line_that_no_format_can_hold_costs_that_line_alone(listed, format, row, reason):
+    source = write_lines(listed, [json.dumps(row), json.dumps({"key": "b", "wav": "a.wav", "txt": "hello there"})])
+    lines, rejected = converted(source, format=format, calculate_lengths=False)
+    assert (len(lines), [line["reason"] for line in rejected]) == (1, [reason])

@@ -16,10 +16,7 @@ SURFACES = ("maine", "saint petersburg")
 
 
 def every_distractor() -> set[str]:
-    with pytest.raises(InputError) as refusal:
-        distractor_words(10**6, SPOKEN, SURFACES, 0)
-    left = int(re.search(r"has (\d+) words left", str(refusal.value))[1])
-    return set(distractor_words(left, SPOKEN, SURFACES, 0))
+    return set(distractor_words(10**6, SPOKEN, SURFACES, 0))
 
 
 def test_a_smaller_set_begins_a_larger_one_and_the_seed_chooses():
@@ -62,10 +59,12 @@ def test_a_word_list_of_the_users_replaces_the_dictionary(tmp_path):
     assert sorted(words) == ["bürste", "strasse", "高 血 压 病 人"]
 
 
-def test_a_list_that_is_too_short_or_missing_is_named(tmp_path):
+def test_a_list_that_is_too_short_or_missing_is_named(tmp_path, caplog):
     path = tmp_path / "short.txt"
     path.write_text("lantern\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"short\.txt: has 1 words left that nobody says, 2 distractors"):
-        distractor_words(2, set(), [], 0, path)
+    assert distractor_words(2, set(), [], 0, path) == ["lantern"]
+    assert "short.txt has 1 words that nobody says, fewer than the 2 asked for" in caplog.text
+    with pytest.raises(InputError, match=r"short\.txt: has no word that nobody says"):
+        distractor_words(2, {"lantern"}, [], 0, path)
     with pytest.raises(InputError, match=r"none\.txt: cannot be read"):
         distractor_words(1, set(), [], 0, tmp_path / "none.txt")

@@ -248,3 +248,13 @@ def test_arbitrary_bytes_give_rejected_rows_or_one_sentence(tmp_path, data):
             )  # fmt: skip
         except InputError as error:
             assert str(tmp_path / name) in str(error)
+
+
+def test_a_pattern_cannot_make_a_recording_that_leaves_its_folder(tmp_path):
+    deal(tmp_path, [entry("x_.._S0001"), entry("x_pod_S0001")], pattern=r"^[^_]+_(.+)_S\d+$")
+    rejected = [json.loads(line) for line in (tmp_path / "manifest.rejected.jsonl").read_text().splitlines()]
+    assert [row["reason"] for row in rejected] == ["bad_id"]
+
+
+def test_a_term_that_sticks_out_by_a_rounding_error_is_inside(tmp_path):
+    deal(tmp_path, [entry(term_end_time=entry()["extended_end_time"] + 2e-7)], allowed=0.0)

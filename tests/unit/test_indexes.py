@@ -77,7 +77,7 @@ def heard_units(chunks: int, frames: int, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     log_probs = (3 * torch.randn(chunks, frames, UNITS + 1)).log_softmax(-1)
     lengths = torch.randint(frames // 2, frames + 1, (chunks,))
-    return UnitNgrams(UNITS)({"unit_log_probs": log_probs, "frame_lengths": lengths})
+    return UnitNgrams(UNITS).eval()({"unit_log_probs": log_probs, "frame_lengths": lengths})
 
 
 def random_terms(count: int) -> list[list[int]]:
@@ -102,10 +102,10 @@ def test_with_every_row_a_candidate_alignment_is_exact(candidates):
 def test_with_few_candidates_the_best_terms_stay_and_score_as_before():
     heard, spellings = heard_units(4, 20, seed=1), random_terms(5000)
     names = tuple(map(str, range(5000)))
-    scores = TermIndex(names, names, AlignmentIndex(spellings, UNITS)).scores(heard, 250)
+    scores = TermIndex(names, names, AlignmentIndex(spellings, UNITS)).scores(heard, 400)
     everything = exact(heard, spellings)
     kept = np.isfinite(scores)
-    assert kept.sum(axis=1).tolist() == [250] * 4
+    assert kept.sum(axis=1).tolist() == [400] * 4
     assert np.allclose(scores[kept], everything[kept], atol=1e-5)
     assert np.allclose(scores.max(axis=1), everything.max(axis=1), atol=1e-5)
     tenth = np.sort(everything, axis=1)[:, -10:-9]
@@ -232,9 +232,7 @@ def test_a_stale_faiss_file_beside_the_table_is_refused(models, tmp_path):
     old = build(model, tmp_path / "old", TERMS, {})
     new = build(model, tmp_path / "new", TERMS, ALIASES)
     shutil.copy(old / "terms.faiss", new / "terms.faiss")
-    with pytest.raises(
-        InputError, match="not written together with terms.parquet beside it; run the index stage again"
-    ):
+    with pytest.raises(InputError, match="not written together with"):
         load_index(new, load_retriever(model))
     (new / "terms.faiss").unlink()
     with pytest.raises(InputError, match="is missing"):
@@ -266,3 +264,25 @@ def test_a_main_term_that_no_surface_spells_is_not_lost_silently(models, tmp_pat
     output = build(models["alignment"], tmp_path / "index", ["rome", "2024"], {"twenty twenty four": "2024"}, 0.5)
     assert "2024" in load_index(output, load_retriever(models["alignment"])).main_terms
     assert json.loads((tmp_path / "index.rejected.jsonl").read_text())["id"] == "2024"
+
+
+def test_a_short_term_is_a_candidate_beside_any_number_of_long_ones():
+    """By the sum of n-grams heard, long terms that are half heard beat a short one that is heard whole."""
+    units, frames = 12, 24
+    log_probs = torch.full((1, frames, units + 1), -20.0)
+    said = [1, 2, 3, *range(4, 13)]
+    log_probs[0, torch.arange(frames), 0] = 0.0
+    log_probs[0, torch.arange(0, 2 * len(said), 2), torch.tensor(said)] = 1.0
+    heard = {"unit_log_probs": log_probs.log_softmax(-1), "frame_lengths": torch.tensor([frames])}
+    heard = UnitNgrams(units).eval()(heard)
+    random = np.random.default_rng(0)
+    long = [[*range(4, 13), *random.integers(1, units + 1, 4).tolist()] for _ in range(300)]
+    rows, _ = AlignmentIndex([[1, 2, 3], *long], units).search(heard, candidates=20)
+    assert 0 in rows[0]
+
+
+def test_a_term_with_more_units_than_the_chunk_has_frames_scores_low_and_finite():
+    heard = {"unit_log_probs": torch.zeros(1, 3, 4).log_softmax(-1), "frame_lengths": torch.tensor([3])}
+    heard = UnitNgrams(3).eval()(heard)
+    _, scores = AlignmentIndex([[1], [1, 2, 3, 1, 2, 3]], 3).search(heard, candidates=10)
+    assert scores[0, 1] == -100 < scores[0, 0]

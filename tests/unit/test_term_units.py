@@ -72,8 +72,14 @@ def test_letters_are_those_of_the_texts_without_marks():
 def test_a_script_of_too_many_letters_is_a_config_error():
     most = [chr(0x4E00 + number) for number in range(MOST_LETTERS)]
     assert TermUnits.of("letters", most, {}).spellings(most[-1]) == [[MOST_LETTERS]]
-    with pytest.raises(ConfigError, match=r"65 different letters, more than 64.*interaction: pooled"):
+    with pytest.raises(ConfigError, match=r"1\.5% of the texts .* 64 most frequent; .*interaction: pooled"):
         TermUnits.of("letters", [*most, "a"], {})
+
+
+def test_a_stray_letter_from_elsewhere_cannot_be_spelled_and_stops_nothing():
+    most = [chr(0x4E00 + number) for number in range(MOST_LETTERS)] * 3
+    units = TermUnits.of("letters", [*most, "a"], {})
+    assert (len(units.inventory), units.spellings("a")) == (MOST_LETTERS, [])
 
 
 def test_units_are_padded_to_the_longest():
@@ -92,3 +98,15 @@ def test_units_are_the_same_after_saving_and_loading(kind, tmp_path):
     vectors = [some.forward(some.preprocess(["rome", "oslo"]))["sentence_embedding"] for some in (units, loaded)]
     assert torch.equal(*vectors)
     assert vectors[0].shape == (2, units.get_embedding_dimension())
+
+
+def test_the_likeliest_spelling_comes_first_then_one_word_otherwise():
+    units = TermUnits("phonemes", PHONEMES, {"qa": [["K"], ["G"]], "qb": [["T"], ["D"], ["B"]], "qc": [["S"], ["Z"]]})
+    spelled = [[PHONEMES[unit - 1] for unit in spelling] for spelling in units.spellings("qa qb qc")]
+    assert spelled == [["K", "T", "S"], ["G", "T", "S"], ["K", "D", "S"], ["K", "B", "S"]]
+
+
+def test_a_transcript_may_be_longer_than_any_term():
+    units = TermUnits("phonemes", PHONEMES, {})
+    assert len(units.transcript("photosynthesis " * 40)) > 400
+    assert units.transcript("hello 2024") == []

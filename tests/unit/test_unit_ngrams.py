@@ -33,7 +33,7 @@ def best_moment(emitted: np.ndarray, ngram: tuple[int, ...]) -> float:
 
 
 def chunk_vectors(log_probs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    return UnitNgrams(UNITS)({"unit_log_probs": log_probs, "frame_lengths": lengths})["sentence_embedding"]
+    return UnitNgrams(UNITS).eval()({"unit_log_probs": log_probs, "frame_lengths": lengths})["sentence_embedding"]
 
 
 @given(logits, terms)

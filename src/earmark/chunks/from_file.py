@@ -37,6 +37,7 @@ ENTRIES = pa.schema(
     ]
 )
 OPEN_SHARDS = 250  # written in one pass: well under the number of files a process may open
+TIME_TOLERANCE_S = 1e-3  # within which the times of a term and of its chunk are the same
 DURATION_TOLERANCE_S = 0.1  # by which a chunk's audio may be longer or shorter than stated
 _TIMES = {
     "start_s": "extended_start_time", "end_s": "extended_end_time", "term_start_s": "term_start_time",
@@ -132,14 +133,16 @@ def pack_chunks(
     (other than the times state).
     """
     mains = {main: main for main in read_json(glossary)} | read_json(alt2main)
-    finder = MentionFinder(mains, read_json(ambiguous_aliases))
+    ambiguous = read_json(ambiguous_aliases)
+    finder = MentionFinder(mains, ambiguous)
+    named = mains | ambiguous  # who names a chunk's term means it, however common the word
     with StageTable(
         output, CHUNKS, unit="chunks", max_rejected_fraction=max_rejected_fraction, rows_per_group=256
     ) as table:
         for row in progress(iterate_rows(entries), unit="chunks"):
             table.rejected.input += 1
             try:
-                terms = [_main_term(term, mains) for term in row["terms"]]
+                terms = [_main_term(term, named) for term in row["terms"]]
                 words = text.words(row["text"])
                 touched = {mention.main_term for mention in finder.find_all(words)}.union(terms)
                 if touched and not terms:
@@ -236,8 +239,8 @@ def _row(entry: Any, pattern: re.Pattern[str] | None) -> dict[str, Any]:
 
 def _id(entry: dict[str, Any], name: str, default: str | None = None) -> str:
     value = entry.get(name)
-    if value is None and default is not None:
-        return default
+    if value is None:
+        value = default
     if not isinstance(value, str):
         raise _EntryError("bad_id", f"{name} is {_shown(value)}; expected text")
     if why := text.id_problem(value):
@@ -253,6 +256,10 @@ def _times(entry: dict[str, Any], has_term: bool) -> dict[str, float]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not -1e9 < value < 1e9:
             raise _EntryError("bad_time", f"{spelling} is {_shown(value)}; expected seconds")
         times[name] = float(value)
+    for edge, inner in (("start_s", "term_start_s"), ("end_s", "term_end_s")):
+        # Sums of rounded seconds: a term may stick out of its chunk by less than an audio sample's worth of error.
+        if abs(times[edge] - times[inner]) < TIME_TOLERANCE_S:
+            times[inner] = times[edge]
     if not 0 <= times["start_s"] <= times["term_start_s"] < times["term_end_s"] <= times["end_s"]:
         raise _EntryError("bad_time", f"the term does not lie inside the chunk: {times}")
     return times

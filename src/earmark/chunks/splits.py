@@ -52,6 +52,8 @@ def make_rule(
 ) -> SplitRule:
     """Resolve shares into names by a hash of each name, so that adding data moves nobody.
 
+    But for a share that no name falls into: the split then gets one name, which further data may replace (a warning).
+
     ConfigError for a name that does not occur, or a speaker in both dev and test.
     """
     test = _chosen(speakers, test_speakers, "splits.test_speakers", f"{seed}:speaker", 0.0)
@@ -244,8 +246,13 @@ def _chosen(names: set[str], wanted: float | list[str], key: str, salt: str, ski
     if isinstance(wanted, float | int):
         # `skip` is the share that the split before this one took, so that the two never compete for a hash range.
         chosen = {name for name in names if skip <= _position(name, salt) < skip + wanted}
-        # A share of few names may come out empty; a split that was asked for gets one.
-        return chosen or ({min(names, key=lambda name: _position(name, salt))} if wanted and names else set())
+        if chosen or not wanted or not names:
+            return chosen
+        only = min(names, key=lambda name: _position(name, salt))
+        logging.warning(
+            "%s: %s of %d is nobody; it gets %r alone, and another when data is added", key, wanted, len(names), only
+        )
+        return {only}
     if missing := sorted(set(wanted) - names):
         some = ", ".join(sorted(names)[:10])
         where = "in the glossary" if key == "splits.unseen_terms" else "among the speakers of the chunks"

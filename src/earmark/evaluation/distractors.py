@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import unicodedata
 from collections.abc import Collection
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from earmark.errors import InputError
 from earmark.pronunciations import english_dictionary
 from earmark.text import normalise
+
+log = logging.getLogger(__name__)
 
 MIN_LETTERS = 4
 
@@ -20,7 +23,7 @@ def distractor_words(
     """`count` normalised words out of the English dictionary in PocketSphinx's wheel that are in nobody's mouth.
 
     Dropped are words of fewer than MIN_LETTERS letters or with anything but letters in them, `spoken_words` (the
-    normalised words of every segment that is evaluated, in full: a chunk's edge may cut through a word), words of
+    normalised words of what is evaluated; a word cut off at a chunk's edge may be missing from them), words of
     `surfaces`, and homophones: words that share a pronunciation with a spoken word or with a surface of one word. Audio
     cannot tell those apart, so a retriever that ranks them first is not wrong. (A spoken word that the dictionary lacks
     has no known homophones, and what is heard across two words, such as "acorn" in "a corn", stays in.)
@@ -28,7 +31,8 @@ def distractor_words(
     The order is that of a hash of seed and word: 1,000 are the first of 10,000. `word_list`, a text file with one entry
     a line, replaces the dictionary for other languages; pronunciations are then unknown and homophones stay in. An
     entry of several words (each Chinese character is one) is dropped when all of them are spoken or in surfaces.
-    InputError if the file cannot be read or fewer than `count` words are left.
+    Where fewer than `count` words
+    are left, these (a warning). InputError if the file cannot be read or none is left.
     """
     avoided = {*spoken_words, *(word for surface in surfaces for word in surface.split())}
     if word_list is None:
@@ -36,11 +40,13 @@ def distractor_words(
     else:
         candidates = _read_words(word_list)
     usable = [word for word in candidates if _is_usable(word) and not avoided.issuperset(word.split())]
-    if len(usable) < count:
+    if not usable:
         raise InputError(
-            f"{word_list or 'the English dictionary'}: has {len(usable)} words left that nobody says, {count} "
-            "distractors are asked for; ask for fewer, or name a longer word list"
+            f"{word_list or 'the English dictionary'}: has no word that nobody says; name a longer word list"
         )
+    if len(usable) < count:
+        source = word_list or "the English dictionary"
+        log.warning("%s has %d words that nobody says, fewer than the %d asked for", source, len(usable), count)
     return sorted(usable, key=lambda word: hashlib.sha256(f"{seed}:{word}".encode()).digest())[:count]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from earmark.artifacts import PREDICTIONS, write_json, write_table
+from earmark.artifacts import PREDICTIONS, read_table, write_json, write_table
 from earmark.evaluation.distractors import distractor_words
 from earmark.evaluation.measures import (
     LETTER_BINS,
@@ -25,7 +25,7 @@ from earmark.evaluation.measures import (
     rejection_threshold,
 )
 from earmark.retrieval.ranking import TermColumns, rank_of, term_scores
-from earmark.retrieval.split_rows import SplitRow, read_split
+from earmark.retrieval.split_rows import SplitRow
 
 _BATCH = 64
 _GROUPS: dict[str, frozenset[bool | None]] = {
@@ -97,7 +97,7 @@ def write_figures(
     accepted whatever is heard in it, and the threshold is set anew. A figure whose chunks are missing is null, or its
     group has a `reason`.
     """
-    training = Counter(row.main_term for row in read_split(splits / "train.parquet") if row.has_term)
+    training = Counter(read_table(splits / "train.parquet", ["main_term"])["main_term"].to_pylist())
     heard = _hear(way(surfaces), rows, settings.top_k)
     threshold = _threshold(heard["dev"], settings.false_acceptance)
     report: dict[str, Any] = {
@@ -121,17 +121,19 @@ def write_figures(
 def _with_distractors(
     way: Way, rows: Mapping[str, Sequence[SplitRow]], surfaces: Mapping[str, str], settings: Settings
 ) -> dict[str, Any]:
-    """{how many: {rejection_threshold, test}}."""
+    """{how many: {searched, rejection_threshold, test}}; `searched` leaves out words that the way cannot spell."""
     if not settings.distractors:
         return {}
     spoken = {word for group in rows.values() for row in group for word in row.text.split()}
     words = distractor_words(max(settings.distractors), spoken, surfaces, settings.seed, settings.word_list)
     report = {}
-    for count in settings.distractors:
+    for count in dict.fromkeys(min(count, len(words)) for count in settings.distractors):
         larger = {**surfaces, **{word: word for word in words[:count]}}
-        heard = _hear(way(larger), rows, top_k=1)
+        scorer = way(larger)
+        heard = _hear(scorer, rows, top_k=1)
         threshold = _threshold(heard["dev"], settings.false_acceptance)
         report[str(count)] = {
+            "searched": len(set(words[:count]).intersection(scorer.main_terms)),
             "rejection_threshold": threshold,
             "test": _figures(heard["test"], len(set(larger.values())), threshold, settings),
         }

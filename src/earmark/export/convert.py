@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from earmark.export.formats import LENGTHS, Example, fbank_frames, line_problem,
 from earmark.export.tokenizer import token_counter
 from earmark.logs import progress
 
+# Of ChatML and conversations: a line that holds one in its path or text would say something else.
+_MARK = re.compile(r"<\||\|>|</?audio>")
 # The spellings of each field, in the order in which they are looked for.
 _KEY, _WAV, _TEXT = ("key", "id"), ("wav", "source", "audio"), ("txt", "target", "text")
 
@@ -47,7 +50,8 @@ def convert(
     FunASR's {"key", "source", "target"} and flat's {"audio", "text"} are read too; a line without a key is named after
     its audio. A relative path starts at `audio_root`, or else at the folder of `source`. With `calculate_lengths` the
     formats that hold lengths get them, of audio from its header and of text by `tokenizer`; without, they get none and
-    no audio is looked at. Rejected, beside `output`: broken_line, no_text; with lengths unreadable_audio, too_short.
+    no audio is looked at. Rejected, beside `output`: broken_line, no_text, holds_mark,
+    not_exportable; with lengths unreadable_audio, too_short.
     """
     if not source.is_file():
         raise InputError(f"{source}: there is no such file; give JSON lines of key, wav and txt")
@@ -74,7 +78,9 @@ def convert(
                     continue
                 row = line_of(found)
                 if problem := line_problem(format, row, with_lengths=with_lengths):
-                    raise AssertionError(f"{source}:{number}: the {format} line made of it is not valid: {problem}")
+                    detail = f"{source}:{number}: the {format} line made of it is not valid: {problem}"
+                    rejected.reject(found.key, "not_exportable", detail)
+                    continue
                 file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
                 rejected.kept += 1
         if not rejected.input:
@@ -106,6 +112,10 @@ def _example(line: bytes, root: str, prompt: str) -> Example | _Bad:
         return _Bad(key or "", "broken_line", f"no {' or '.join(_WAV)}, or a NUL in it")
     if not text or text.isspace():
         return _Bad(key or wav, "no_text", f"no {' or '.join(_TEXT)}, or it is blank")
+    if _MARK.search(wav) or _MARK.search(text):
+        return _Bad(
+            key or wav, "holds_mark", "its path or text holds a mark of the formats: <|, |>, <audio> or </audio>"
+        )
     path = os.path.normpath(wav if wav.startswith("/") else root + wav)  # pathlib costs as much as all the rest
     return Example(key=key or wav, wav=path, duration_s=0.0, text=text, prompt=prompt, answer=text)
 

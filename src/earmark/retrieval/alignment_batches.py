@@ -44,7 +44,7 @@ class AlignmentBatches:
         self.frames, self.augmentation, self.max_surfaces = frames, augmentation, max_surfaces
         # What was transcribed elsewhere need not hold the term's own words.
         spellable = [row for row in rows if row.term is None or units.spellings(row.term)]
-        said = {row.chunk_id: next(iter(units.spellings(row.text)), None) for row in spellable}
+        said = {row.chunk_id: units.transcript(row.text) for row in spellable}
         self.said = {chunk_id: ids for chunk_id, ids in said.items() if ids and frames.length(chunk_id) >= _frames(ids)}
         self.rows = [row for row in rows if row.chunk_id in self.said]
         if not any(row.has_term for row in self.rows):

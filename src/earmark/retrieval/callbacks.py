@@ -40,11 +40,11 @@ class BestEpoch(TrainerCallback):
     ) -> None:
         assert metrics is not None
         score = (metrics[f"eval_{RECALL}"], metrics[f"eval_{MRR}"])
-        if self.best is None or score > self.best:
-            self.best, self.epoch, self._waited = score, state.epoch or 0.0, 0
+        better = self.best is None or score > self.best
+        if better or score == self.best:  # of epochs that dev cannot tell apart the later has learned more
+            self.best, self.epoch = score, state.epoch or 0.0
             self._weights = {name: weight.clone() for name, weight in trained_weights(self.model).items()}
-            return
-        self._waited += 1
+        self._waited = 0 if better else self._waited + 1
         if self._waited >= self.patience:
             control.should_training_stop = True
             control.should_save = False  # nobody would go on from here

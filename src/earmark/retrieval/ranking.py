@@ -13,25 +13,29 @@ class TermColumns:
     """Which main term each surface stands for.
 
     `terms` are distinct, `column_of` says where each stands in them, and `term_of_surface`[surfaces] indexes them.
+    `by_term`[surfaces] are the surfaces in the order of their terms, of which term i begins at `begins`[i].
     """
 
     terms: tuple[str, ...]
     column_of: dict[str, int]
     term_of_surface: np.ndarray
+    by_term: np.ndarray
+    begins: np.ndarray
 
     @classmethod
     def of(cls, main_terms: Sequence[str]) -> TermColumns:
         """`main_terms[i]` is the main term of surface i."""
         terms = tuple(dict.fromkeys(main_terms))
         column_of = {term: column for column, term in enumerate(terms)}
-        return cls(terms, column_of, np.array([column_of[term] for term in main_terms]))
+        term_of_surface = np.array([column_of[term] for term in main_terms])
+        by_term = np.argsort(term_of_surface, kind="stable")
+        begins = np.searchsorted(term_of_surface[by_term], np.arange(len(terms)))
+        return cls(terms, column_of, term_of_surface, by_term, begins)
 
 
 def term_scores(surface_scores: np.ndarray, columns: TermColumns) -> np.ndarray:
     """surface_scores[B, surfaces] -> scores[B, terms]: a main term scores as its best surface."""
-    scores = np.full((len(surface_scores), len(columns.terms)), -np.inf, np.float64)
-    np.maximum.at(scores.T, columns.term_of_surface, surface_scores.T)
-    return scores
+    return np.maximum.reduceat(surface_scores[:, columns.by_term], columns.begins, axis=1).astype(np.float64)
 
 
 def rank_of(scores: np.ndarray, columns: TermColumns, term: str, others: Collection[str]) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import expit
 
 from earmark.audio import SAMPLE_RATE, Recording
 from earmark.errors import AudioError, InputError
@@ -51,7 +52,9 @@ class Hit:
     start_s: float
     end_s: float
     score: float
-    probability: float | None  # that speech of this score holds a term; None where the run was not calibrated
+    probability: (
+        float | None
+    )  # that a chunk of this score holds a term, were every second chunk to hold one; None: not calibrated
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ class TermSearch:
         calibration = self._metrics.get("calibration") or {}
         if "slope" not in calibration:
             return None
-        return 1 / (1 + math.exp(-(calibration["slope"] * score + calibration["intercept"])))
+        return float(expit(calibration["slope"] * score + calibration["intercept"]))
 
 
 def _best_rows(scores: np.ndarray, main_terms: Sequence[str], k: int, threshold: float) -> list[int]:

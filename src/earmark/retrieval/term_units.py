@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ PADDING = 0  # unit ids count from 1; in audio, 0 is the blank between units
 MOST_SPELLINGS = 4  # of a surface; words of several pronunciations multiply
 MOST_UNITS = 128  # of a spelling
 MOST_LETTERS = 64  # in an inventory: n-gram vectors grow with its square
+MOST_RARE = 0.01  # share of the texts' letters that may lie beyond them: names from elsewhere
 
 
 class TermUnits(SavedModule, InputModule):
@@ -41,14 +43,17 @@ class TermUnits(SavedModule, InputModule):
 
     @classmethod
     def of(cls, units: str, texts: Iterable[str], lexicon: Mapping[str, Sequence[Phonemes]]) -> TermUnits:
-        """`units`: phonemes or letters; the letters are those of `texts`. ConfigError where they are too many."""
+        """`units`: phonemes or letters; the letters are those of `texts`. those beyond the
+        MOST_LETTERS most frequent cannot be spelled. ConfigError where they are too many."""
         if units == "phonemes":
             return cls(units, PHONEMES, lexicon)
-        letters = sorted({letter for text in texts for word in words(text) for letter in _letters(word)})
-        if len(letters) > MOST_LETTERS:
+        found = Counter(letter for text in texts for word in words(text) for letter in _letters(word))
+        letters = sorted(letter for letter, _ in found.most_common(MOST_LETTERS))
+        rare = found.total() - sum(found[letter] for letter in letters)
+        if rare > MOST_RARE * found.total():
             raise ConfigError(
-                f"retrieval.alignment.units: the texts hold {len(letters)} different letters, more than "
-                f"{MOST_LETTERS}; a language of so many is better served by retrieval.interaction: pooled"
+                f"retrieval.alignment.units: {rare / found.total():.1%} of the texts are letters beyond the "
+                f"{MOST_LETTERS} most frequent; a language of so many is better served by retrieval.interaction: pooled"
             )
         return cls(units, letters, {})
 
@@ -57,9 +62,18 @@ class TermUnits(SavedModule, InputModule):
         ways = [self._word(word) for word in words(surface)]
         if not ways or not all(ways):
             return []
-        chosen = itertools.islice(itertools.product(*ways), MOST_SPELLINGS)
+        first = [way[0] for way in ways]
+        # Each word varied alone before two at once: the likeliest way with the likeliest exception.
+        alone = [[*first[:i], other, *first[i + 1 :]] for i, way in enumerate(ways) for other in way[1:]]
+        rest = (list(some) for some in itertools.product(*ways) if some != tuple(first) and list(some) not in alone)
+        chosen = itertools.islice(itertools.chain([first], alone, rest), MOST_SPELLINGS)
         ids = [[self._ids[unit] for way in combination for unit in way] for combination in chosen]
         return [spelling for spelling in ids if 0 < len(spelling) <= MOST_UNITS]
+
+    def transcript(self, text: str) -> list[int]:
+        """The unit ids of a transcript of any length, each word said the first way; empty where one has none."""
+        ways = [self._word(word) for word in words(text)]
+        return [self._ids[unit] for way in ways for unit in way[0]] if all(ways) else []
 
     def known_spellings(self, surface: str) -> list[list[int]]:
         """`spellings`; InputError where there is none."""

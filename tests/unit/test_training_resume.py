@@ -214,7 +214,7 @@ def test_a_training_may_be_killed_again_and_again(run, undisturbed):
 
 
 def test_the_best_epoch_and_patience_outlive_the_process(run):
-    # So small a step that no dev score changes: the first epoch stays the best, and the third is the last.
+    # So small a step that no dev score changes: none is better than the first, so the third is the last, and is kept.
     still = {"schedule": replace(SETTINGS["schedule"], learning_rate=1e-12, epochs=9, patience=2)}
     assert trained_epochs(run.train("alignment", **still)) == [1, 2, 3]
     whole = run.result("alignment")
@@ -222,7 +222,7 @@ def test_the_best_epoch_and_patience_outlive_the_process(run):
     run.train("alignment", "in the middle of the third epoch", **still)
     log = run.train("alignment", **still)
     assert trained_epochs(log) == [3]
-    assert "best epoch 1:" in log
+    assert "best epoch 3:" in log
     assert run.result("alignment") == whole
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 import pocketsphinx
 
-from earmark.errors import InputError
+from earmark.errors import ConfigError, InputError
 from earmark.text import normalise
 
 Phonemes = Sequence[str]
@@ -111,3 +111,37 @@ def _s_after(phoneme: str) -> Phonemes:
     if phoneme in _HISSING:
         return ("AH", "Z")
     return ("S",) if phoneme in _VOICELESS else ("Z",)
+
+
+class EnglishPronouncer:
+    """How English words are said: by a lexicon, else the dictionary, both with all they list, else a guess."""
+
+    def __init__(self, lexicon: Mapping[str, Sequence[Phonemes]]):
+        self._lexicon = lexicon
+        self._guesser: PronunciationGuesser | None = None
+
+    def ways(self, word: str) -> list[Phonemes]:
+        """The pronunciations of `word`, the lexicon's first; empty where there is not even a guess.
+
+        ConfigError if a guess is needed and the package that guesses is missing.
+        """
+        if known := self._known(word):
+            return known
+        if self._guesser is None:
+            try:
+                self._guesser = PronunciationGuesser(lambda word: next(iter(self._known(word)), None))
+            except NoGuesserError as error:
+                raise ConfigError(
+                    f"{word!r} is in no dictionary, and {error}; install it (see pyproject.toml), or add the word to "
+                    "align.embedded.lexicon"
+                ) from None
+        guess = self._guesser.guess(word)
+        return [guess] if guess else []
+
+    def first(self, word: str) -> Phonemes | None:
+        """The first of `ways`, or None."""
+        return next(iter(self.ways(word)), None)
+
+    def _known(self, word: str) -> list[Phonemes]:
+        ways = (*self._lexicon.get(word, ()), *english_dictionary().get(word, ()))
+        return list(dict.fromkeys(tuple(way) for way in ways))  # a lexicon may repeat the dictionary

@@ -1,9 +1,9 @@
 from pathlib import Path
 
 from earmark.evaluation.ranked import Settings
-from earmark.evaluation.transcript_search import english_pronounce, evaluate_transcripts
+from earmark.evaluation.transcript_search import evaluate_transcripts
 from earmark.logs import job_log
-from earmark.pronunciations import read_lexicon
+from earmark.pronunciations import EnglishPronouncer, read_lexicon
 
 with job_log(snakemake.log[0]):
     lexicon = read_lexicon(Path(snakemake.input.lexicon)) if snakemake.input.lexicon else {}
@@ -14,7 +14,7 @@ with job_log(snakemake.log[0]):
         Path(snakemake.input.alt2main),
         Path(snakemake.output.metrics),
         Path(snakemake.output.predictions),
-        pronounce=english_pronounce(lexicon) if snakemake.wildcards.match == "phonemes" else None,
+        pronounce=EnglishPronouncer(lexicon).first if snakemake.wildcards.match == "phonemes" else None,
         settings=Settings.of(snakemake.params.figures, snakemake.params.seed),
         threads=snakemake.threads,
     )

@@ -11,7 +11,6 @@ from earmark.artifacts import iterate_rows
 from earmark.errors import InputError
 from earmark.evaluation.ranked import Scorer, Settings, write_figures
 from earmark.evaluation.transcript_match import Pronounce, TranscriptMatcher
-from earmark.pronunciations import Phonemes, PronunciationGuesser, english_dictionary
 from earmark.retrieval.split_rows import SplitRow, read_split, read_surfaces
 
 
@@ -47,14 +46,3 @@ def evaluate_transcripts(
 
     left_out = {split: len(rows[split]) - len(group) for split, group in kept.items()}
     write_figures(way, kept, read_surfaces(glossary, alt2main), splits, metrics, predictions, settings, left_out)
-
-
-def english_pronounce(lexicon: Mapping[str, Sequence[Phonemes]]) -> Pronounce:
-    """Looks a word up in the lexicon and the dictionary, else guesses."""
-    dictionary = english_dictionary()
-
-    def known(word: str) -> Phonemes | None:
-        return next(iter([*lexicon.get(word, ()), *dictionary.get(word, ())]), None)
-
-    guesser = PronunciationGuesser(known)
-    return lambda word: known(word) or guesser.guess(word)

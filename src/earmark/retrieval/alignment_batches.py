@@ -7,10 +7,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from earmark.errors import InputError
 from earmark.retrieval.augmentation import FrameAugmentation
+from earmark.retrieval.chunk_batches import ChunkBatches
 from earmark.retrieval.chunk_frames import ChunkFrames
 from earmark.retrieval.split_rows import SplitRow
 from earmark.retrieval.term_targets import choose_surfaces, heard_surfaces, term_targets
@@ -19,16 +18,14 @@ from earmark.retrieval.term_units import TermUnits, pad_units
 log = logging.getLogger(__name__)
 
 
-class AlignmentBatches:
+class AlignmentBatches(ChunkBatches):
     """Collates rows {"chunk": index into `rows`} for `RetrieverTrainer`.
 
     A batch: "audio" is the model's input; "label" holds what `AlignmentLoss` compares it with: "said"[B, S] and
     "said_counts"[B], the transcript in units, and "units"[N, L], "unit_counts"[N], "terms"[B, N], the surfaces a chunk
-    chooses among. Chunks whose transcript is empty, cannot be spelled (or their term), or has more units than frames
-    are left out, and counted in the log; InputError if no chunk with a term is left.
+    chooses among (none where `max_surfaces` is 0). Chunks whose transcript is empty, cannot be spelled (or their term),
+    or has more units than frames are left out, and counted in the log; InputError if no chunk with a term is left.
     """
-
-    valid_label_columns: tuple[str, ...] = ()  # the trainer asks; our only column is an index, none is a label
 
     def __init__(
         self,
@@ -41,12 +38,11 @@ class AlignmentBatches:
         max_surfaces: int,
         seed: int,
     ):
-        self.frames, self.augmentation, self.max_surfaces = frames, augmentation, max_surfaces
         # What was transcribed elsewhere need not hold the term's own words.
         spellable = [row for row in rows if row.term is None or units.spellings(row.term)]
         said = {row.chunk_id: units.transcript(row.text) for row in spellable}
         self.said = {chunk_id: ids for chunk_id, ids in said.items() if ids and frames.length(chunk_id) >= _frames(ids)}
-        self.rows = [row for row in rows if row.chunk_id in self.said]
+        super().__init__([row for row in rows if row.chunk_id in self.said], frames, augmentation, seed)
         if not any(row.has_term for row in self.rows):
             raise InputError(
                 "no training chunk with a term has a transcript that can be spelled in units and fits its frames; see "
@@ -61,28 +57,18 @@ class AlignmentBatches:
         spelled = {surface: spellings[0] for surface in heard if (spellings := units.spellings(surface))}
         self.surfaces = {surface: heard[surface] for surface in spelled}
         self.spelled = spelled
-        self.seed = seed
-        self.start_epoch(0)
-
-    def start_epoch(self, epoch: int) -> None:
-        """Draw from here on what the epoch of that number draws, whichever epochs came before."""
-        self.random = np.random.default_rng((self.seed, epoch))
+        self.max_surfaces = max_surfaces
 
     def __call__(self, batch: list[dict[str, Any]]) -> dict[str, Any]:
         rows = [self.rows[item["chunk"]] for item in batch]
-        frames, lengths = self.frames.batch([row.chunk_id for row in rows])
-        frames, lengths = self.augmentation(frames, lengths, self.random)
+        audio = self.audio(rows)
         said = pad_units([self.said[row.chunk_id] for row in rows])
-        chosen = choose_surfaces(rows, self.surfaces, self.max_surfaces, self.random)
-        return {
-            "audio": {"frames": frames, "frame_lengths": lengths, "modality": "audio"},
-            "label": {
-                "said": said["units"],
-                "said_counts": said["unit_counts"],
-                **pad_units([self.spelled[surface] for surface in chosen]),
-                "terms": term_targets(rows, chosen, self.surfaces),
-            },
-        }
+        label = {"said": said["units"], "said_counts": said["unit_counts"]}
+        if self.max_surfaces:
+            chosen = choose_surfaces(rows, self.surfaces, self.max_surfaces, self.random)
+            label |= pad_units([self.spelled[surface] for surface in chosen])
+            label["terms"] = term_targets(rows, chosen, self.surfaces)
+        return {"audio": audio, "label": label}
 
 
 def _frames(ids: Sequence[int]) -> int:

@@ -43,11 +43,7 @@ class AudioHead(SavedModule):
         self.output = nn.Linear(queries * hidden_dim, embedding_dim)
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
-        frames, lengths = features["frames"], features["frame_lengths"]
-        real = torch.arange(frames.shape[1], device=frames.device) < lengths.to(frames.device)[:, None]  # [B, T]
-        hidden = self.input(frames)
-        for block in self.temporal:
-            hidden = block(hidden, real)
+        hidden, real = through_blocks(self.temporal, self.input(features["frames"]), features["frame_lengths"])
         hidden = self.norm(hidden)
         weights = self.scores(hidden).masked_fill(~real[:, :, None], -torch.inf).softmax(dim=1)  # [B, T, Q]
         pooled = torch.einsum("btq,bth->bqh", weights, self.values(hidden)).flatten(1)
@@ -56,6 +52,16 @@ class AudioHead(SavedModule):
 
     def get_embedding_dimension(self) -> int:
         return self.embedding_dim
+
+
+def through_blocks(
+    blocks: nn.ModuleList, hidden: torch.Tensor, lengths: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """hidden[B, T, dim] after the `ConvBlock`s, and which frames are real[B, T], by the clips' lengths[B]."""
+    real = torch.arange(hidden.shape[1], device=hidden.device) < lengths.to(hidden.device)[:, None]
+    for block in blocks:
+        hidden = block(hidden, real)
+    return hidden, real
 
 
 class ConvBlock(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -42,13 +43,13 @@ class FrozenEncoder(SavedModule, InputModule):
         self.encoder_config = {key: getattr(encoder.config, key) for key in _SHAPE}
         self.extractor = WhisperFeatureExtractor(feature_size=encoder.config.num_mel_bins)
 
+    @abstractmethod
     def log_mel(self, clips: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """mel[B, bins, M] of clips that `check_clip` lets pass, and lengths[B] as `encode_mel` wants them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode_mel(self, mel: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """frames[B, T, frame_dim], float32, and each clip's frames[B]."""
-        raise NotImplementedError
 
     @property
     def frame_dim(self) -> int:

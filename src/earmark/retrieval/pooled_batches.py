@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from earmark.retrieval.augmentation import FrameAugmentation
+from earmark.retrieval.chunk_batches import ChunkBatches
 from earmark.retrieval.chunk_frames import ChunkFrames
 from earmark.retrieval.split_rows import SplitRow
 from earmark.retrieval.term_targets import choose_surfaces, heard_surfaces, term_targets
@@ -30,7 +30,7 @@ def spoken_phrases(text: str, longest: int) -> list[str]:
     return list(dict.fromkeys(runs))
 
 
-class PooledBatches:
+class PooledBatches(ChunkBatches):
     """Collates rows {"chunk": index into `rows`} for `RetrieverTrainer`.
 
     A batch: "audio", "surfaces" and "phrases" are inputs of the model; "label" holds the targets of `TermLoss`
@@ -38,8 +38,6 @@ class PooledBatches:
     terms that training hears to `max_surfaces`: a term without training audio is never a negative, so the model does
     not learn that it is absent. Phrases are drawn from the batch's own transcripts.
     """
-
-    valid_label_columns: tuple[str, ...] = ()  # the trainer asks; our only column is an index, none is a label
 
     def __init__(
         self,
@@ -54,25 +52,18 @@ class PooledBatches:
         longest_phrase: int,
         seed: int,
     ):
-        self.rows, self.frames, self.tower, self.augmentation = rows, frames, tower, augmentation
+        super().__init__(rows, frames, augmentation, seed)
+        self.tower = tower
         self.surfaces = heard_surfaces(rows, surfaces)
         self.max_surfaces, self.max_phrases, self.longest_phrase = max_surfaces, max_phrases, longest_phrase
-        self.seed = seed
-        self.start_epoch(0)
-
-    def start_epoch(self, epoch: int) -> None:
-        """Draw from here on what the epoch of that number draws, whichever epochs came before."""
-        self.random = np.random.default_rng((self.seed, epoch))
 
     def __call__(self, batch: list[dict[str, Any]]) -> dict[str, Any]:
         rows = [self.rows[item["chunk"]] for item in batch]
         surfaces = choose_surfaces(rows, self.surfaces, self.max_surfaces, self.random)
         spoken = [set(spoken_phrases(row.text, self.longest_phrase)) for row in rows]
         phrases = self._choose_phrases(spoken) or surfaces[:1]  # a batch may hold no whole word; then nothing is spoken
-        frames, lengths = self.frames.batch([row.chunk_id for row in rows])
-        frames, lengths = self.augmentation(frames, lengths, self.random)
         return {
-            "audio": {"frames": frames, "frame_lengths": lengths, "modality": "audio"},
+            "audio": self.audio(rows),
             "surfaces": {**self.tower.preprocess(surfaces), "modality": "text"},
             "phrases": {**self.tower.preprocess(phrases), "modality": "text"},
             "label": {

@@ -34,7 +34,7 @@ from transformers.utils import logging
 
 from earmark.audio import SAMPLE_RATE
 from earmark.errors import AudioError, ConfigError
-from earmark.retrieval.whisper import HOP_SAMPLES, STATE_SAMPLES, check_clip
+from earmark.retrieval.whisper import HOP_SAMPLES, STATE_SAMPLES, check_clip, padded_mel
 
 AUDIO_BEGIN = "<|audio_bos|>"
 # Mel frames beyond the last encoder state: one that conv1 sees, one that keeps the STFT's mirrored edge off it.
@@ -172,14 +172,7 @@ def log_mel(
     longest = int(lengths.max())
     # Near 30 s there is no room for the context: the original sees its own edge there, and so must we.
     mel_frames = min(longest + longest % 2 + _RIGHT_CONTEXT, 2 * max_states)
-    features = extractor(
-        clips,
-        sampling_rate=SAMPLE_RATE,
-        padding="max_length",
-        max_length=mel_frames * HOP_SAMPLES,
-        return_tensors="pt",
-    )
-    return features["input_features"], lengths
+    return padded_mel(extractor, clips, mel_frames), lengths
 
 
 def encode_tower(

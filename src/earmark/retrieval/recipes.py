@@ -73,7 +73,7 @@ class AlignmentRecipe:
         augmentation = replace(material.augmentation, crop_frames=0)
         batches = AlignmentBatches(
             material.rows, material.frames, material.surfaces, units, augmentation,
-            max_surfaces=self.max_surfaces, seed=material.seed,
+            max_surfaces=self.max_surfaces if self.term_weight else 0, seed=material.seed,
         )  # fmt: skip
         head = UnitHead(material.frames.dim, units=len(units.inventory), **self.head)
         model = alignment_retriever(encoder, head, units)

@@ -12,7 +12,7 @@ import torch
 from sentence_transformers.base.modules import InputModule
 
 from earmark.errors import ConfigError, InputError
-from earmark.pronunciations import PHONEMES, NoGuesserError, Phonemes, PronunciationGuesser, english_dictionary
+from earmark.pronunciations import PHONEMES, EnglishPronouncer, Phonemes
 from earmark.retrieval.module_files import SavedModule
 from earmark.retrieval.unit_ngrams import ngram_vectors
 from earmark.text import words
@@ -38,7 +38,7 @@ class TermUnits(SavedModule, InputModule):
         self.units, self.inventory = units, list(inventory)
         self.lexicon = {word: [list(spelling) for spelling in spellings] for word, spellings in lexicon.items()}
         self._ids = {unit: number for number, unit in enumerate(self.inventory, start=1)}
-        self._guesser: PronunciationGuesser | None = None
+        self._pronouncer = EnglishPronouncer(self.lexicon)
         self._spelled: dict[str, list[Phonemes]] = {}
 
     @classmethod
@@ -84,26 +84,8 @@ class TermUnits(SavedModule, InputModule):
 
     def _word(self, word: str) -> list[Phonemes]:
         if word not in self._spelled:
-            self._spelled[word] = self._say(word) if self.units == "phonemes" else self._write(word)
+            self._spelled[word] = self._pronouncer.ways(word) if self.units == "phonemes" else self._write(word)
         return self._spelled[word]
-
-    def _say(self, word: str) -> list[Phonemes]:
-        if known := self._say_known(word):
-            return known
-        if self._guesser is None:
-            try:
-                self._guesser = PronunciationGuesser(lambda word: next(iter(self._say_known(word)), None))
-            except NoGuesserError as error:
-                raise ConfigError(
-                    f"{word!r} is in no dictionary, and {error}; install it (see pyproject.toml), or add the word to "
-                    "align.embedded.lexicon"
-                ) from None
-        guess = self._guesser.guess(word)
-        return [guess] if guess else []
-
-    def _say_known(self, word: str) -> list[Phonemes]:
-        ways = (*self.lexicon.get(word, ()), *english_dictionary().get(word, ()))
-        return list(dict.fromkeys(tuple(way) for way in ways))  # a lexicon may repeat the dictionary
 
     def _write(self, word: str) -> list[Phonemes]:
         letters = _letters(word)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from sentence_transformers.base.modules import Module
 from torch import nn
 
-from earmark.retrieval.audio_head import ConvBlock
+from earmark.retrieval.audio_head import ConvBlock, through_blocks
 from earmark.retrieval.module_files import SavedModule
 
 
@@ -30,10 +29,6 @@ class UnitHead(SavedModule, Module):
         self.output = nn.Sequential(nn.LayerNorm(hidden_dim), nn.Dropout(dropout), nn.Linear(hidden_dim, units + 1))
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
-        frames, lengths = features["frames"], features["frame_lengths"]
-        real = torch.arange(frames.shape[1], device=frames.device) < lengths.to(frames.device)[:, None]  # [B, T]
-        hidden = self.input(frames)
-        for block in self.temporal:
-            hidden = block(hidden, real)
+        hidden, _real = through_blocks(self.temporal, self.input(features["frames"]), features["frame_lengths"])
         features["unit_log_probs"] = self.output(hidden).log_softmax(dim=-1)
         return features

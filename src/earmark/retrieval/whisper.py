@@ -116,6 +116,11 @@ def log_mel(
         check_clip(clip, max_states)
     lengths = torch.tensor([state_count(clip.size) for clip in clips])
     mel_frames = 2 * int(lengths.max()) + _RIGHT_CONTEXT
+    return padded_mel(extractor, clips, mel_frames), lengths
+
+
+def padded_mel(extractor: WhisperFeatureExtractor, clips: list[np.ndarray], mel_frames: int) -> torch.Tensor:
+    """mel[B, bins, mel_frames] of clips, digital silence beyond their ends."""
     features = extractor(
         clips,
         sampling_rate=SAMPLE_RATE,
@@ -123,7 +128,7 @@ def log_mel(
         max_length=mel_frames * HOP_SAMPLES,
         return_tensors="pt",
     )
-    return features["input_features"], lengths
+    return features["input_features"]
 
 
 def resolve_layer(layer: int, layers: int) -> int:

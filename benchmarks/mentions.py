@@ -38,7 +38,7 @@ def dictionary() -> tuple[list[str], np.ndarray]:
     path = Path(pocketsphinx.get_model_path()) / "en-us/cmudict-en-us.dict"
     lines = path.read_text(encoding="utf-8").splitlines()
     words = sorted({line.split()[0] for line in lines if "(" not in line.split()[0]})
-    shares = np.array([word_share(word) for word in words])
+    shares = np.array([word_share(word, "en") for word in words])
     return words, shares / shares.sum()
 
 

@@ -1,4 +1,4 @@
-"""What merging costs at scale: splits, funnel and interchange file of synthetic chunks.
+"""What merging costs at scale: splits, funnel, interchange file and shards of synthetic chunks, and reading them back.
 
     .venv/bin/python benchmarks/merge_scale.py
     .venv/bin/python benchmarks/merge_scale.py --rows 10000000 --limits none 500
@@ -22,12 +22,14 @@ import pyarrow.compute as pc
 from corpus_scale import measured
 
 from earmark.artifacts import CHUNKS, StageTable, table_counts, write_json
+from earmark.chunks.from_file import deal_entries
 from earmark.chunks.funnel import write_funnel
 from earmark.chunks.splits import SPLIT_NAMES, split_chunks
-from earmark.export.interchange import write_interchange
+from earmark.export.interchange import write_interchange, write_interchange_shards
 
 CHUNKS_PER_RECORDING = 50
 RECORDINGS_PER_SPEAKER = 10
+SHARD_ROWS = 100_000  # of an interchange shard
 AUDIO = {"bytes": b"fLaC", "path": "x.flac"}
 WORDS = ["time", "year", "people", "way", "day", "thing", "world", "school", "state", "family", "student"]
 
@@ -124,6 +126,20 @@ def interchange(folder: Path) -> dict[str, Any]:
     return {}
 
 
+def interchange_shards(folder: Path) -> dict[str, Any]:
+    chunks = list(shards_of(folder).values())
+    wavs = [folder / "wavs"] * len(chunks)
+    write_interchange_shards(chunks, wavs, folder / "shards", context_s=1.0, shard_rows=SHARD_ROWS)
+    return {}
+
+
+def deal(folder: Path, source: Path) -> dict[str, Any]:
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    shards = {name: folder / f"dealt/{name}.parquet" for name in shards_of(folder)}
+    deal_entries(files, shards, folder / "dealt.json", recording_pattern=None, max_rejected_fraction=0.0)
+    return {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
@@ -131,7 +147,7 @@ def main() -> None:
     parser.add_argument("--terms", type=int, default=20_000)
     parser.add_argument("--alone", action="store_true", help="a recording and a speaker for every chunk")
     parser.add_argument("--limits", nargs="*", default=["none", "500"], help="values of splits.max_chunks_per_term")
-    parser.add_argument("--interchange", action="store_true", help="write the interchange file too")
+    parser.add_argument("--interchange", action="store_true", help="the interchange file too, written and read")
     options = parser.parse_args()
     print(line("stage", "rows", "s", "cpu s", "rows/s", "peak MB"))
     with tempfile.TemporaryDirectory() as name:
@@ -146,6 +162,9 @@ def main() -> None:
             print(f"  {kept}")
         if options.interchange:
             report("interchange file", options.rows, measured(interchange, folder))
+            report("its entries dealt to shards", options.rows, measured(deal, folder, folder / "merged.json"))
+            report("interchange shards", options.rows, measured(interchange_shards, folder))
+            report("their entries dealt to shards", options.rows, measured(deal, folder, folder / "shards"))
 
 
 line = "{:<34}{:>10}{:>8}{:>8}{:>12}{:>10}".format

@@ -137,6 +137,7 @@ def write_tables(rows: list[dict[str, Any]], folder: Path) -> None:
     write_json(folder / "glossary.json", {normalise(phrase): entry for phrase, entry in glossary.items()})
     write_json(folder / "alt2main.json", {normalise(alias): normalise(phrase) for alias, phrase in aliases.items()})
     write_json(folder / "ambiguous.json", {})
+    write_json(folder / "dropped.json", {})
 
 
 def cut(folder: Path, output: Path) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def cut(folder: Path, output: Path) -> dict[str, Any]:
     names = ("context_s", "context_jitter_s", "min_term_s", "max_term_s", "max_no_term_per_recording")
     cut_chunks(
         folder / "corpus.parquet", folder / "alignments.parquet", folder / "glossary.json", folder / "alt2main.json",
-        folder / "ambiguous.json", output, **{name: settings[name] for name in names},
+        folder / "ambiguous.json", folder / "dropped.json", output, **{name: settings[name] for name in names},
         no_term_ratio=0.0, seed=1, max_rejected_fraction=1.0,
     )  # fmt: skip
     return {}

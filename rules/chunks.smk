@@ -33,6 +33,7 @@ if CHUNKS["from_file"]:
             glossary=rules.glossary.output.glossary,
             alt2main=rules.glossary.output.alt2main,
             ambiguous=rules.glossary.output.ambiguous,
+            dropped=rules.glossary.output.dropped,
         output:
             DATA / "chunks/{shard}.parquet",
         log:
@@ -61,6 +62,7 @@ else:
             glossary=rules.glossary.output.glossary,
             alt2main=rules.glossary.output.alt2main,
             ambiguous=rules.glossary.output.ambiguous,
+            dropped=rules.glossary.output.dropped,
         output:
             DATA / "chunks/{shard}.parquet",
         log:

@@ -10,6 +10,7 @@ rule glossary:
         glossary=DATA / "glossary/glossary.json",
         alt2main=DATA / "glossary/alt2main.json",
         ambiguous=DATA / "glossary/ambiguous_aliases.json",
+        dropped=DATA / "glossary/dropped_aliases.json",
         conflicts=DATA / "glossary/conflicts.jsonl",
     log:
         LOGS / "glossary.log",
@@ -21,6 +22,7 @@ rule glossary:
     params:
         filters=config["glossary"]["filters"],
         ambiguous_aliases=config["glossary"]["ambiguous_aliases"],
+        language=config["corpus"]["language"],
     message:
         "Merging the glossary"
     script:

@@ -5,11 +5,23 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_APOSTROPHES = str.maketrans(dict.fromkeys("\u2019\u02bc\uff07\u00b4`", "'"))
+# What stands for an apostrophe in print, in transliterations (of Hawaiian, Arabic) and on keyboards: quotation marks,
+# primes, accents that stand alone, and the letters of Armenian, Hebrew and other scripts that look the same.
+_APOSTROPHES = str.maketrans(
+    dict.fromkeys(
+        "`\u00b4\u02b9\u02bb\u02bc\u02bd\u02be\u02bf\u055a\u05f3\u1fbd\u1fbf\u2018\u2019\u201b\u2032\u2035\ua78b\ua78c\uff07",
+        "'",
+    )
+)
 # NFKC would make letters of trade marks; soft hyphens only say where a line may break.
 _BEFORE_FOLDING = _APOSTROPHES | {0x2122: " ", 0x2120: " ", 0xAD: None}
 # Variation selectors choose a glyph and change no word.
 _COMPOSED = _APOSTROPHES | dict.fromkeys([*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)])
+# Thousands are set apart by commas, by blanks that do not break a line (French, SI) or by apostrophes (Swiss). A full
+# stop does it too in many languages, and in others it begins the decimals: it separates words, like any other mark.
+_COMMAS = re.compile(r"(?<!\d)\d{1,3}(?:,\d{3})+(?!\d)")
+_FIXED_BLANKS = re.compile(r"(?<!\d)\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)")
+_GROUPED = re.compile(r"\d{1,3}(?:'\d{3})+")
 _NOT_LETTER = re.compile(r"[^\w\s']|_")
 _NO_LETTER_AHEAD = re.compile(r"^\W+")
 # Han, Hiragana and Katakana with their iteration and prolonged sound marks.
@@ -25,11 +37,11 @@ ID_MAX_BYTES = 200  # a file name holds 255, and chunk ids and suffixes come on 
 
 
 def words(text: str) -> list[str]:
-    """Split `text` into normalised words.
+    r"""Split `text` into normalised words.
 
     Compatibility forms are folded (NFKC), case is folded, apostrophes are unified and kept inside a word only, every
     other mark (hyphens too, and the full-width marks of Chinese) separates words. Accents and vowel signs belong to the
-    letter they follow.
+    letter they follow. The digits of a number stay together: `1,000`, `1'000` and `1\u202f000` are `1000`.
 
     Chinese and Japanese do not separate words, so each of their characters is a word here: Han, Hiragana and Katakana,
     the prolonged sound mark and iteration marks too. Runs of other letters and digits beside them stay whole:
@@ -37,16 +49,24 @@ def words(text: str) -> list[str]:
     """
     if text.isascii():  # nothing to fold but case
         return _split(text.replace("`", "'").lower())
+    text = _FIXED_BLANKS.sub(_digits, text)
     folded = unicodedata.normalize("NFKC", text.translate(_BEFORE_FOLDING)).casefold()
     composed = unicodedata.normalize("NFKC", folded).translate(_COMPOSED)
     return _split(composed)
 
 
 def _split(folded: str) -> list[str]:
-    spaced = _NOT_LETTER.sub(_separator, folded)
+    spaced = _NOT_LETTER.sub(_separator, _COMMAS.sub(_digits, folded) if "," in folded else folded)
     if not spaced.isascii():
         spaced = _CHARACTER.sub(r" \g<0> ", spaced)
-    return [word for part in spaced.split() if (word := _NO_LETTER_AHEAD.sub("", part).rstrip("'"))]
+    found = [word for part in spaced.split() if (word := _NO_LETTER_AHEAD.sub("", part).rstrip("'"))]
+    if "'" in spaced:
+        return [word.replace("'", "") if _GROUPED.fullmatch(word) else word for word in found]
+    return found
+
+
+def _digits(number: re.Match[str]) -> str:
+    return "".join(filter(str.isdigit, number[0]))
 
 
 def _separator(match: re.Match[str]) -> str:

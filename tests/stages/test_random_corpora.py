@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from earmark.export.wavs import write_wavs
 from earmark.files import read_json
 from earmark.glossary.filters import TermFilters
 from earmark.glossary.merge import merge_glossary
+from earmark.text import normalise
 
 SHARDS = ("0000", "0001")
 STAGES = ("corpus/manifest", "corpus", "alignments", "chunks")
@@ -83,6 +84,7 @@ class Corpus:
     entries: list[Any]
     terms: dict[str, dict[str, Any]]
     aliases: dict[str, str]
+    blacklist: list[str]
     seed: int
 
 
@@ -95,6 +97,7 @@ CORPORA = st.builds(
     aliases=st.dictionaries(PHRASE | TEXT, PHRASE | TEXT, max_size=5).map(
         lambda aliases: {"zeta": "zeta eta", "alpha": "alpha beta"} | aliases
     ),
+    blacklist=st.lists(st.sampled_from(WORDS), max_size=3),
     seed=st.integers(0, 2**32),
 )
 
@@ -161,18 +164,19 @@ def cut(corpus: Corpus, audio_root: Path, folder: Path) -> Path:
         folder / "manifest.jsonl", paths["corpus/manifest"], folder / "corpus/manifest.json", format="jsonl",
         columns={}, subset=None, audio_root=audio_root, language="en", **every,
     )  # fmt: skip
+    (folder / "blacklist.txt").write_text("\n".join(corpus.blacklist))
     merge_glossary(
-        [folder / "terms.json"], [folder / "aliases.json"], glossary, blacklist=None, filters=TermFilters(),
-        keep_ambiguous=False,
+        [folder / "terms.json"], [folder / "aliases.json"], glossary, blacklist=folder / "blacklist.txt",
+        filters=TermFilters(), keep_ambiguous=False, language="en",
     )  # fmt: skip
     for shard in SHARDS:
         check_segments(paths["corpus/manifest"][shard], paths["corpus"][shard], CHECKS, **every)
         align(paths["corpus"][shard], paths["alignments"][shard], corpus.seed)
         cut_chunks(
             paths["corpus"][shard], paths["alignments"][shard], glossary / "glossary.json", glossary / "alt2main.json",
-            glossary / "ambiguous_aliases.json", paths["chunks"][shard], context_s=0.4, context_jitter_s=0.2,
-            min_term_s=0.06, max_term_s=2.0, no_term_ratio=5.0, max_no_term_per_recording=None,
-            seed=corpus.seed, **every,
+            glossary / "ambiguous_aliases.json", glossary / "dropped_aliases.json", paths["chunks"][shard],
+            context_s=0.4, context_jitter_s=0.2, min_term_s=0.06, max_term_s=2.0, no_term_ratio=5.0,
+            max_no_term_per_recording=None, seed=corpus.seed, **every,
         )  # fmt: skip
     return folder
 
@@ -284,6 +288,34 @@ def test_no_term_chunks_overlap_no_surface_and_no_word_of_unknown_place(corpus, 
                 taken.append((words[first]["start_s"], words[last - 1]["end_s"]))
             for start_s, end_s in taken:
                 assert end_s <= chunk["start_s"] or start_s >= chunk["end_s"], (chunk["chunk_id"], start_s, end_s)
+
+
+@settings(CHAIN, max_examples=40)
+@given(corpus=CORPORA, said=st.permutations(["zeta eta", "beta gamma", "手", "lorem", "lorem", "alpha", "ohm"]))
+def test_no_training_or_dev_text_holds_any_name_of_an_unseen_term(corpus, said, audio_root, tmp_path):
+    # Spoken by who trains: a dropped alias, one that another filter drops, an ambiguous one, and a term to cut around.
+    entry = {"key": "first-dan", "wav": "a.wav", "txt": " ".join(said), "offset_s": 3.0, "duration_s": 4.0}
+    dropped = {"beta gamma": "alpha beta", "手": "alpha beta", "delta one": "zeta eta"}
+    corpus = replace(
+        corpus, entries=[*corpus.entries, entry | {"speaker": "dan"}], aliases=corpus.aliases | dropped,
+        terms={main: entry for main, entry in corpus.terms.items() if "beta gamma" not in normalise(main)},
+        blacklist=["beta gamma", "delta one"],
+    )  # fmt: skip
+    folder = cut(corpus, audio_root, tmp_path)
+    paths = {shard: folder / f"chunks/{shard}.parquet" for shard in SHARDS}
+    glossary = read_json(folder / "glossary/glossary.json")
+    split_chunks(
+        paths, folder / "glossary/glossary.json", folder / "splits", test_speakers=["ann"], dev_speakers=["cid"],
+        unseen_terms=["Alpha-Beta"], max_chunks_per_term=None, seed=corpus.seed,
+    )  # fmt: skip
+    names = {main: main for main in glossary}
+    for name in ("alt2main", "ambiguous_aliases", "dropped_aliases"):
+        names |= read_json(folder / f"glossary/{name}.json")
+    unseen_names = {name for name, main in names.items() if main == "alpha beta"}
+    assert {"alpha beta", "beta gamma"} <= unseen_names
+    for split in ("train", "dev"):
+        for row in iterate_rows(folder / f"splits/{split}.parquet"):
+            assert not occurrences(unseen_names, row["text"].split()), row
 
 
 _SURFACES = st.sets(st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map(" ".join), max_size=6)

@@ -6,7 +6,16 @@ import pyarrow as pa
 import pytest
 import soundfile
 
-from earmark.artifacts import ALIGNMENTS, CORPUS, iterate_rows, rejected_path, table_counts, write_json, write_table
+from earmark.artifacts import (
+    ALIGNMENTS,
+    CORPUS,
+    UNKNOWN_WORD,
+    iterate_rows,
+    rejected_path,
+    table_counts,
+    write_json,
+    write_table,
+)
 from earmark.audio import SAMPLE_RATE, decode_audio
 from earmark.chunks.cut import cut_chunks
 from earmark.errors import AudioError, InputError
@@ -62,13 +71,14 @@ def shard(tmp_path):
     write_json(tmp_path / "glossary.json", {main: {"term": main} for main in ("ohm", "volt", "new york")})
     write_json(tmp_path / "alt2main.json", {"big apple": "new york", "new york city": "new york"})
     write_json(tmp_path / "ambiguous.json", {})
+    write_json(tmp_path / "dropped.json", {})
     return tmp_path
 
 
 def cut(shard, name="chunks.parquet", **changes):
     cut_chunks(
         shard / "corpus.parquet", shard / "alignments.parquet", shard / "glossary.json", shard / "alt2main.json",
-        shard / "ambiguous.json", shard / name, **SETTINGS | changes,
+        shard / "ambiguous.json", shard / "dropped.json", shard / name, **SETTINGS | changes,
     )  # fmt: skip
     return {row["chunk_id"]: row for row in iterate_rows(shard / name)}
 
@@ -188,6 +198,30 @@ def test_an_ambiguous_alias_makes_no_chunk_and_stays_out_of_no_term_chunks(shard
     free = [row for row in chunks.values() if not row["has_term"]]
     assert free
     assert all("x" not in row["text"].split() for row in free)
+
+
+def test_a_dropped_alias_makes_no_chunk_and_is_touched_by_every_chunk_that_holds_it(shard):
+    before = cut(shard)
+    write_json(shard / "dropped.json", {"x": "henry"})
+    chunks = cut(shard)
+    assert {name: row["text"] for name, row in chunks.items()} == {name: row["text"] for name, row in before.items()}
+    holders = {name for name, row in chunks.items() if "x" in row["text"].split()}
+    touching = {name for name, row in chunks.items() if "henry" in row["touched_terms"]}
+    assert holders <= touching
+    assert {chunks[name]["has_term"] for name in holders} == {True, False}
+    assert touching < chunks.keys()
+
+
+def test_a_name_whose_words_stand_together_in_the_text_alone_is_touched(shard):
+    rows = list(iterate_rows(shard / "alignments.parquet"))
+    words = next(row["words"] for row in rows if row["segment_id"] == "s1")
+    assert [word["word"] for word in words[1:4]] == ["ohm", "y", "y"]
+    words[2]["word"] = UNKNOWN_WORD
+    write_table(shard / "alignments.parquet", pa.Table.from_pylist(rows, schema=ALIGNMENTS))
+    write_json(shard / "dropped.json", {"ohm y": "henry"})
+    chunk = cut(shard, context_s=1.0)["s1-t000"]
+    assert chunk["text"] == "x ohm y"
+    assert "henry" in chunk["touched_terms"]
 
 
 def test_a_recording_gives_no_more_no_term_chunks_than_asked_for(shard):

@@ -1,17 +1,19 @@
 import copy
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from earmark.artifacts import CHUNKS, SPLITS, iterate_rows, rejected_path, write_json, write_table
+from earmark.artifacts import CHUNKS, SPLITS, StageTable, iterate_rows, rejected_path, write_json, write_table
 from earmark.audio import SAMPLE_RATE, decode_audio, encode_flac
-from earmark.errors import ConfigError, TooManyRejectedError
+from earmark.errors import ConfigError, EarmarkError, TooManyRejectedError
 from earmark.export.formats import (
     Example,
     conversation,
@@ -22,10 +24,11 @@ from earmark.export.formats import (
     line_problem,
     text_units,
 )
-from earmark.export.interchange import write_interchange
+from earmark.export.funnel import counts_path, write_export_funnel
+from earmark.export.interchange import write_interchange, write_interchange_shards
 from earmark.export.splits import export_split
 from earmark.export.tokenizer import BUNDLED, token_counter
-from earmark.export.wavs import wav_path, write_wavs
+from earmark.export.wavs import export_wavs, wav_path, write_wavs
 
 FORMATS = ("funasr_nano", "funasr", "conversation", "flat")
 EXAMPLE = Example("s1-t000", "/data/s1-t000.wav", 1.0, "ask not", "Which terms?", "Ohm's Law")
@@ -332,6 +335,106 @@ def test_no_chunks_make_an_empty_interchange_list(tmp_path):
     write_table(tmp_path / "0000.parquet", pa.Table.from_pylist([], schema=CHUNKS))
     write_interchange([tmp_path / "0000.parquet"], [tmp_path / "wavs"], tmp_path / "merged.json", context_s=1.0)
     assert json.loads((tmp_path / "merged.json").read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "names"),
+    [
+        (1, ["0_1", "1_2", "2_3", "3_4"]),
+        (3, ["0_3", "3_4"]),
+        (4, ["0_4"]),
+        (9, ["0_4"]),
+    ],
+)
+def test_interchange_shards_are_named_by_their_rows_and_hold_the_merged_list(chunks, rows, names):
+    tables, wavs = [chunks / "chunks/0000.parquet"], [chunks / "wavs/0000"]
+    write_interchange(tables, wavs, chunks / "merged.json", context_s=0.25)
+    for shard_rows in (2, rows):  # the second leaves nothing of the first
+        write_interchange_shards(tables, wavs, chunks / "shards", context_s=0.25, shard_rows=shard_rows)
+    paths = [chunks / f"shards/term_level_chunks_{name}.json" for name in names]
+    assert set((chunks / "shards").iterdir()) == set(paths)
+    shards = [entry for path in paths for entry in json.loads(path.read_text(encoding="utf-8"))]
+    assert shards == json.loads((chunks / "merged.json").read_text(encoding="utf-8"))
+
+
+def test_no_chunks_make_one_empty_interchange_shard(tmp_path):
+    write_table(tmp_path / "0000.parquet", pa.Table.from_pylist([], schema=CHUNKS))
+    write_interchange_shards([tmp_path / "0000.parquet"], [tmp_path], tmp_path / "shards", context_s=1.0, shard_rows=5)
+    assert json.loads((tmp_path / "shards/term_level_chunks_0_0.json").read_text()) == []
+
+
+def split_table(folder, name, rows, dropped=0):
+    """A SPLITS table with its counts, in which `dropped` more rows were rejected."""
+    path = folder / f"kept/{name}.parquet"
+    with StageTable(path, SPLITS, unit="chunks", max_rejected_fraction=1.0) as table:
+        table.rejected.input += len(rows) + dropped
+        for row in rows:
+            table.keep(row)
+        for number in range(dropped):
+            table.reject(f"dropped{number}", "unseen_term", "")
+    return path
+
+
+def kept_splits(folder):
+    """Of the four chunks, two in train, one in dev; one, and one of another shard, in none and in test."""
+    rows = pq.read_table(folder / "splits/train.parquet").to_pylist()
+    return [
+        split_table(folder, "train", rows[:2], dropped=1),
+        split_table(folder, "dev", rows[2:3]),
+        split_table(folder, "test", [rows[3] | {"shard": "0001", "chunk_id": "other"}]),
+    ]
+
+
+def test_wavs_are_those_of_the_splits_unless_all_chunks_are_asked_for(chunks):
+    splits, shard = kept_splits(chunks), chunks / "chunks/0000.parquet"
+    export_wavs(shard, splits, chunks / "out/0000", all_chunks=False, packed=False, max_files=4)
+    assert {path.stem for path in (chunks / "out").rglob("*.wav")} == {"s1-t000", "s1-t001", "s1-n000"}
+    export_wavs(shard, splits, chunks / "out/0000", all_chunks=True, packed=False, max_files=5)
+    assert len(list((chunks / "out").rglob("*.wav"))) == 4
+
+
+@pytest.mark.parametrize("options", [{"packed": True, "max_files": 100}, {"packed": False, "max_files": 3}])
+def test_wavs_beyond_the_limit_and_those_for_another_folder_are_packed_as_the_lines_name_them(chunks, options):
+    splits, shard = kept_splits(chunks), chunks / "chunks/0000.parquet"
+    for run in ("out", "again"):
+        export_wavs(shard, splits, chunks / run / "0000", all_chunks=False, **options)
+    assert [path.name for path in (chunks / "out/0000").iterdir()] == ["wavs.tar"]
+    assert (chunks / "out/0000/wavs.tar").read_bytes() == (chunks / "again/0000/wavs.tar").read_bytes()
+    with tarfile.open(chunks / "out/0000/wavs.tar") as tar:
+        tar.extractall(chunks / "root", filter="data")
+    export_split(
+        splits[0], chunks / "glossary.json", {"0000": chunks / "root/0000"}, chunks / "train.jsonl", format="flat",
+        task="spot_terms", prompt="?", tokenizer=BUNDLED, max_rejected_fraction=0.0,
+    )  # fmt: skip
+    named = [Path(json.loads(line)["audio"]) for line in (chunks / "train.jsonl").read_text().splitlines()]
+    assert len(named) == 2
+    for path in named:
+        same = wav_path(chunks / "wavs/0000", "rec1", path.stem)
+        assert path.read_bytes() == same.read_bytes()
+
+
+def test_the_export_funnel_accounts_for_every_row_of_every_format(chunks):
+    splits = dict(zip(("train", "dev"), kept_splits(chunks)[:2], strict=True))
+    splits["dev"] = split_table(chunks, "dev", pq.read_table(chunks / "splits/train.parquet").to_pylist()[3:])
+    exported = {}
+    for format in ("flat", "funasr"):
+        for name, path in splits.items():
+            lines = chunks / f"export/{format}/{name}.jsonl"
+            export_split(
+                path, chunks / "glossary.json", {"0000": chunks / "wavs/0000"}, lines, format=format,
+                task="spot_terms", prompt="?", tokenizer=BUNDLED, max_rejected_fraction=1.0,
+            )  # fmt: skip
+            exported[format, name] = counts_path(lines)
+    write_export_funnel(exported, splits, chunks / "export/funnel.json")
+    steps = json.loads((chunks / "export/funnel.json").read_text())["steps"]
+    counted = {(s["format"], s["split"]): (s["input"], s["kept"], s["reasons"]) for s in steps}
+    assert counted == {
+        ("flat", "train"): (2, 2, {}), ("flat", "dev"): (1, 1, {}), ("funasr", "train"): (2, 2, {}),
+        ("funasr", "dev"): (1, 0, {"no_text": 1}),
+    }  # fmt: skip
+    splits["dev"] = splits["train"]
+    with pytest.raises(EarmarkError, match="do not account for the 2 rows"):
+        write_export_funnel(exported, splits, chunks / "export/funnel.json")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from earmark.audio import decode_audio, read_audio
 from earmark.chunks import from_file
 from earmark.chunks.from_file import deal_entries, pack_chunks
 from earmark.errors import EarmarkError, InputError, TooManyRejectedError
-from earmark.export.interchange import write_interchange
+from earmark.export.interchange import write_interchange, write_interchange_shards
 from earmark.export.wavs import write_wavs
 from earmark.files import read_json
 
@@ -39,12 +39,13 @@ def packed(folder, outputs):
     write_json(folder / "glossary.json", {"ohm": {}, "new york": {}, "volt": {}})
     write_json(folder / "alt2main.json", {"big apple": "new york"})
     write_json(folder / "ambiguous.json", {"unit": "volt"})
+    write_json(folder / "dropped.json", {"nothing": "henry"})
     rows = {}
     for name, path in outputs.items():
         output = folder / f"chunks/{name}.parquet"
         pack_chunks(
-            path, folder / "glossary.json", folder / "alt2main.json", folder / "ambiguous.json", output, language="en",
-            max_rejected_fraction=1.0,
+            path, folder / "glossary.json", folder / "alt2main.json", folder / "ambiguous.json",
+            folder / "dropped.json", output, language="en", max_rejected_fraction=1.0,
         )  # fmt: skip
         rows |= {row["chunk_id"]: row for row in iterate_rows(output)}
     return rows
@@ -75,6 +76,7 @@ def test_a_list_and_lines_become_chunks_with_their_audio_and_main_terms(tmp_path
     assert (first["start_s"], first["term_end_s"]) == (3.0, 3.6)
     assert np.abs(decode_audio(first["audio"]["bytes"]) - read_audio(wav)).max() <= 1 / 32768
     assert (second["has_term"], second["main_term"], second["term_start_s"]) == (False, None, None)
+    assert second["touched_terms"] == ["henry"]
     assert (third["recording_id"], third["speaker_id"]) == ("r9", "eve")
     summary = read_json(tmp_path / "manifest.json")
     assert (summary["kept"], summary["without_speaker"]) == (3, 2)
@@ -215,25 +217,52 @@ def test_a_pattern_that_cannot_work_is_refused(tmp_path, pattern):
         deal(tmp_path, [entry()], pattern=pattern)
 
 
-def test_a_run_written_out_and_read_back_keeps_speakers_recordings_and_terms(tmp_path, write_wav):
+@pytest.mark.parametrize("shard_rows", [None, 1, 3, 4, 6, 7])
+def test_a_run_written_out_and_read_back_keeps_speakers_recordings_and_terms(tmp_path, write_wav, shard_rows):
     write_wav("a.wav", seconds=1.0)
-    entries = [entry(f"s{n}", speaker_id=f"spk{n % 2}", recording_id=f"rec{n % 3}") for n in range(6)]
+    spoken = [
+        ["Ohm"],
+        ["Big Apple", "ohm"],
+        [],
+        ["volt", "Big-Apple", "new york"],
+        ["unit"],
+        ["New York", "ohm", "volt"],
+    ]
+    entries = [
+        entry(f"s{n}", terms, term_chunk_text="x y", speaker_id=f"spk{n % 2}", recording_id=f"rec{n % 3}")
+        for n, terms in enumerate(spoken)
+    ]
     outputs = deal(tmp_path, entries, pattern=None)
     before = packed(tmp_path, outputs)
     chunks = [tmp_path / f"chunks/{name}.parquet" for name in outputs]
     folders = [tmp_path / f"wavs/{path.stem}" for path in chunks]
     for path, folder in zip(chunks, folders, strict=True):
         write_wavs(path, folder)
-    write_interchange(chunks, folders, tmp_path / "merged.json", context_s=1.0)
+    if shard_rows is None:
+        files = [tmp_path / "merged.json"]
+        write_interchange(chunks, folders, files[0], context_s=1.0)
+    else:
+        write_interchange_shards(chunks, folders, tmp_path / "shards", context_s=1.0, shard_rows=shard_rows)
+        files = sorted((tmp_path / "shards").iterdir())
     again = {name: tmp_path / f"again/{name}.parquet" for name in outputs}
-    deal_entries(
-        [tmp_path / "merged.json"], again, tmp_path / "again.json", recording_pattern=None, max_rejected_fraction=0.0
-    )
+    deal_entries(files, again, tmp_path / "again.json", recording_pattern=None, max_rejected_fraction=0.0)
     after = packed(tmp_path, again)
-    kept = ("segment_id", "recording_id", "speaker_id", "main_term", "text", "start_s", "end_s", "term_start_s")
-    assert sorted([row[name] for name in kept] for row in after.values()) == sorted(
-        [row[name] for name in kept] for row in before.values()
-    )
+    kept = (
+        "segment_id", "recording_id", "speaker_id", "has_term", "main_term", "other_terms", "touched_terms", "text",
+        "start_s", "end_s", "term_start_s", "term_end_s",
+    )  # fmt: skip
+
+    def by_segment(rows):
+        return {row["segment_id"]: {name: row[name] for name in kept} for row in rows.values()}
+
+    assert by_segment(after) == by_segment(before)
+    terms = {
+        name: [row["main_term"], *row["other_terms"]] for name, row in by_segment(after).items() if row["has_term"]
+    }
+    assert terms == {
+        "s0": ["ohm"], "s1": ["new york", "ohm"], "s3": ["volt", "new york"], "s4": ["volt"],
+        "s5": ["new york", "ohm", "volt"],
+    }  # fmt: skip
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

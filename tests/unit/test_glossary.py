@@ -15,7 +15,7 @@ from earmark.text import normalise
 OFF = TermFilters(min_characters=1, max_digits=1.0, stop_words=False, numbers_and_times=False)
 
 
-def merge(folder, terms, aliases, *, filters=OFF, blacklist=None, keep_ambiguous=True):
+def merge(folder, terms, aliases, *, filters=OFF, blacklist=None, keep_ambiguous=True, language="en"):
     """`terms`, `aliases`: lists of file contents. Returns glossary, alt2main, {(kind, surface): conflict}."""
     folder.mkdir(exist_ok=True)
     files = {"terms": [], "aliases": []}
@@ -28,7 +28,7 @@ def merge(folder, terms, aliases, *, filters=OFF, blacklist=None, keep_ambiguous
         (folder / "blacklist.txt").write_text("\n".join(blacklist), encoding="utf-8")
     merge_glossary(
         files["terms"], files["aliases"], folder / "out", filters=filters, keep_ambiguous=keep_ambiguous,
-        blacklist=None if blacklist is None else folder / "blacklist.txt",
+        language=language, blacklist=None if blacklist is None else folder / "blacklist.txt",
     )  # fmt: skip
     lines = (folder / "out/conflicts.jsonl").read_text(encoding="utf-8").splitlines()
     conflicts = {(row["kind"], row["surface"]): row for row in map(json.loads, lines)}
@@ -233,10 +233,53 @@ def test_a_single_word_that_means_more_than_its_term_is_not_used_alone(tmp_path)
     assert decisions == {
         "krista": "not used alone: the first word of 'krista siegfrids', and of everything else that begins so",
         "lindquist": "not used alone: also a word of 'acme lindquist'",
-        "apple": "not used alone: a common English word",
+        "apple": "not used alone: a common word (language: en)",
     }
     assert read_json(tmp_path / "out/ambiguous_aliases.json") == {alias: aliases[alias] for alias in sorted(decisions)}
     assert merge(tmp_path, [terms], [aliases])[1] == aliases
+
+
+@pytest.mark.parametrize(
+    ("language", "main", "alias", "why"),
+    [
+        ("de", "Helmut Kohl", "Kohl", "a common word (language: de)"),
+        ("en", "Helmut Kohl", "Kohl", None),
+        ("de", "Bayern München", "Bayern", "the first word of 'bayern münchen', and of everything else that begins so"),
+        ("zh-CN", "苹果公司", "苹果", "a common word (language: zh-CN)"),
+        ("zh", "特斯拉汽车", "特斯拉", None),
+        ("zh", "复旦交通", "复旦", "also a word of '上 海 复 旦 大 学'"),
+        ("ja", "東京駅", "東京", "a common word (language: ja)"),
+        ("tlh", "Helmut Kohl", "Kohl", None),
+        ("no code", "Helmut Kohl", "Kohl", None),
+    ],
+)
+def test_what_is_ambiguous_depends_on_the_language(tmp_path, language, main, alias, why):
+    terms = {main: {}, "上海复旦大学": {}}
+    _, alt2main, conflicts = merge(tmp_path, [terms], [{alias: main}], keep_ambiguous=False, language=language)
+    key = normalise(alias)
+    assert alt2main == ({key: normalise(main)} if why is None else {})
+    assert [row["decision"] for row in conflicts.values()] == ([] if why is None else [f"not used alone: {why}"])
+
+
+def test_a_dropped_term_makes_no_alias_ambiguous(tmp_path):
+    terms, aliases = [{"Professor Lindquist": {}, "Acme Lindquist": {}}], [{"lindquist": "professor lindquist"}]
+    _, alt2main, conflicts = merge(
+        tmp_path, terms, aliases, filters=TermFilters(), blacklist=["acme lindquist"], keep_ambiguous=False
+    )
+    assert alt2main == {"lindquist": "professor lindquist"}
+    assert set(conflicts) == {("blacklisted", "acme lindquist")}
+
+
+def test_a_dropped_alias_of_a_kept_term_is_remembered_and_stop_words_are_not(tmp_path):
+    terms = {"Artificial Intelligence": {}, "World Health Organization": {}, "twenty five": {}}
+    aliases = {
+        "AI": "artificial intelligence", "machine brain": "artificial intelligence", "who": "world health organization",
+        "Apple": "artificial intelligence", "quarter hundred": "twenty five",
+    }  # fmt: skip
+    merge(tmp_path, [terms], [aliases], filters=TermFilters(), blacklist=["Machine-Brain"], keep_ambiguous=False)
+    dropped = read_json(tmp_path / "out/dropped_aliases.json")
+    assert dropped == {"ai": "artificial intelligence", "machine brain": "artificial intelligence"}
+    assert read_json(tmp_path / "out/ambiguous_aliases.json") == {"apple": "artificial intelligence"}
 
 
 @pytest.mark.parametrize(
@@ -293,7 +336,7 @@ def test_tables_and_plain_lists_are_glossaries_too(tmp_path):
     (tmp_path / "d.csv").write_text("alias,term\nmains,volt\n")
     merge_glossary(
         [tmp_path / "a.tsv", tmp_path / "b.csv", tmp_path / "c.txt"], [tmp_path / "d.csv"], tmp_path / "out",
-        blacklist=None, filters=TermFilters(), keep_ambiguous=True,
+        blacklist=None, filters=TermFilters(), keep_ambiguous=True, language="en",
     )  # fmt: skip
     glossary = read_json(tmp_path / "out/glossary.json")
     assert {main: entry["term"] for main, entry in glossary.items()} == {
@@ -321,7 +364,13 @@ def test_broken_term_files_are_refused_with_their_place(tmp_path, name, content,
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=message):
         merge_glossary(
-            [tmp_path / name], [], tmp_path / "out", blacklist=None, filters=TermFilters(), keep_ambiguous=False
+            [tmp_path / name],
+            [],
+            tmp_path / "out",
+            blacklist=None,
+            filters=TermFilters(),
+            keep_ambiguous=False,
+            language="en",
         )
 
 
@@ -364,7 +413,7 @@ def test_an_ambiguous_alias_that_is_kept_is_reported_too(tmp_path):
     [line] = (tmp_path / "out/conflicts.jsonl").read_text(encoding="utf-8").splitlines()
     row = json.loads(line)
     assert (row["kind"], row["surface"]) == ("ambiguous_alias", "apple")
-    assert row["decision"] == "kept, as glossary.ambiguous_aliases asks: a common English word"
+    assert row["decision"] == "kept, as glossary.ambiguous_aliases asks: a common word (language: en)"
 
 
 def test_a_long_cycle_of_aliases_is_reported_in_short_lines(tmp_path):
@@ -379,7 +428,9 @@ def test_a_long_cycle_of_aliases_is_reported_in_short_lines(tmp_path):
 
 def test_a_line_of_a_list_ends_where_editors_end_it(tmp_path):
     (tmp_path / "list.txt").write_bytes("New\u2028York\r\nOhm\x0cmeter\rVolt\n".encode())
-    merge_glossary([tmp_path / "list.txt"], [], tmp_path / "out", blacklist=None, filters=OFF, keep_ambiguous=True)
+    merge_glossary(
+        [tmp_path / "list.txt"], [], tmp_path / "out", blacklist=None, filters=OFF, keep_ambiguous=True, language="en"
+    )
     assert list(read_json(tmp_path / "out/glossary.json")) == ["new york", "ohm meter", "volt"]
 
 
@@ -395,6 +446,7 @@ def test_any_text_is_merged_or_reported(tmp_path, terms, aliases):
     merge_glossary(
         [tmp_path / "terms.json"], [tmp_path / "aliases.json"], tmp_path / "out", blacklist=None, filters=OFF,
         keep_ambiguous=False,
+        language="en",
     )  # fmt: skip
     known = set(read_json(tmp_path / "out/glossary.json"))
     reported = {

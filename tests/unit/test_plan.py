@@ -32,7 +32,7 @@ def occurrences(words):
 
 
 def term_chunk(term, terms, words, duration_s, context_s):
-    return plan.term_chunk(term, terms, occurrences(words), words, duration_s, (context_s, context_s))
+    return plan.term_chunk(term, terms, words, duration_s, (context_s, context_s))
 
 
 @st.composite
@@ -102,9 +102,11 @@ def test_a_chunk_names_the_terms_it_touches_whole_or_in_part_nested_ones_too():
     words = spoken("new york times x ohm")
     mentions = timed(finder.find([word["word"] for word in words]), words)
     every = timed(finder.find_all([word["word"] for word in words]), words)
-    chunk = plan.term_chunk(mentions[0], mentions, every, words, 2.5, (0.6, 0.6))  # ends 0.1 s inside "ohm"
+    chunk = plan.term_chunk(mentions[0], mentions, words, 2.5, (0.6, 0.6))  # ends 0.1 s inside "ohm"
     assert chunk.other_terms == ()
-    assert chunk.touched_terms == ("new york", "new york times", "ohm")
+    touching = plan.with_touched(chunk, every, {"volt"})
+    assert touching.touched_terms == ("new york", "new york times", "ohm", "volt")
+    assert plan.with_touched(no_term_chunk(0.5, [(1.5, 2.0)], np.random.default_rng(0)), every, ()).touched_terms == ()
 
 
 @given(segment=segments(), length_s=st.sampled_from([0.01, 0.3, 0.5, 2.0]), seed=st.integers(0, 5))

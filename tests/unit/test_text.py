@@ -50,6 +50,34 @@ def test_each_chinese_or_japanese_character_is_a_word_and_other_runs_stay_whole(
     assert normalise(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1,000 and 12,345,678", "1000 and 12345678"),
+        ("1'000 1’000’000", "1000 1000000"),
+        ("1\u202f000\u00a0000 km", "1000000 km"),
+        ("共1,000人，１，０００", "共 1000 人 1000"),
+        ("1,00 1234,567 1,0000 1, 000 1,000a", "1 00 1234 567 1 0000 1 000 1000a"),
+        ("2019\u00a0200 1.000 3,14", "2019 200 1 000 3 14"),
+        ("rock'n'1'000 '90s", "rock'n'1'000 90s"),
+    ],
+)
+def test_the_digits_of_one_number_are_one_word(text, expected):
+    assert normalise(text) == expected
+
+
+@pytest.mark.parametrize(
+    "mark", ["`", "´", "ʹ", "ʻ", "ʼ", "ʽ", "ʾ", "ʿ", "՚", "׳", "᾽", "‘", "’", "‛", "′", "Ꞌ", "ꞌ", "＇", "｀"]
+)
+def test_whatever_looks_like_an_apostrophe_is_one(mark):
+    assert normalise(f"Hawai{mark}i {mark}Oahu{mark}") == "hawai'i oahu"
+
+
+@given(st.text("0123,'’.\u202f\u00a0 _a１，"))
+def test_normalising_numbers_twice_changes_nothing(text):
+    assert normalise(normalise(text)) == normalise(text)
+
+
 @pytest.mark.parametrize("text", ["it`s O'CLOCK_now - 'tis", "a\x1cb\x00c\td", "don't''", "`"])
 def test_plain_ascii_is_split_as_the_same_text_beside_other_letters(text):
     assert words(text) == words(text + " é")[:-1]

@@ -9,6 +9,7 @@ with job_log(snakemake.log[0]):
         Path(snakemake.input.glossary),
         Path(snakemake.input.alt2main),
         Path(snakemake.input.ambiguous),
+        Path(snakemake.input.dropped),
         Path(snakemake.output[0]),
         language=snakemake.params.language,
         max_rejected_fraction=snakemake.params.max_rejected_fraction,

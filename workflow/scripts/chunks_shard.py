@@ -10,6 +10,7 @@ with job_log(snakemake.log[0]):
         Path(snakemake.input.glossary),
         Path(snakemake.input.alt2main),
         Path(snakemake.input.ambiguous),
+        Path(snakemake.input.dropped),
         Path(snakemake.output[0]),
         **snakemake.params.cut,
         seed=snakemake.params.seed,

@@ -7,8 +7,8 @@ with job_log(snakemake.log[0]):
     export_split(
         Path(snakemake.input.split),
         Path(snakemake.input.glossary),
-        dict(zip(snakemake.params.shards, map(Path, snakemake.input.wavs), strict=True)),
-        Path(snakemake.output[0]),
+        {shard: Path(snakemake.params.wav_root) / shard for shard in snakemake.params.shards},
+        Path(snakemake.output.lines),
         format=snakemake.wildcards.format,
         task=snakemake.params.task,
         prompt=snakemake.params.prompt,

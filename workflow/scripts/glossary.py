@@ -16,4 +16,5 @@ with job_log(snakemake.log[0]):
         blacklist=Path(snakemake.input.blacklist) if snakemake.input.blacklist else None,
         filters=TermFilters(**filters),
         keep_ambiguous=snakemake.params.ambiguous_aliases == "keep",
+        language=snakemake.params.language,
     )

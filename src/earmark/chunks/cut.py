@@ -27,6 +27,7 @@ from earmark.chunks.plan import (
     term_chunk,
     timed,
     with_text,
+    with_touched,
 )
 from earmark.errors import InputError
 from earmark.files import read_json
@@ -50,6 +51,7 @@ def cut_chunks(
     glossary: Path,
     alt2main: Path,
     ambiguous_aliases: Path,
+    dropped_aliases: Path,
     output: Path,
     *,
     context_s: float,
@@ -64,18 +66,21 @@ def cut_chunks(
     """Write the CHUNKS table of one shard.
 
     A term chunk for every mention; then no-term chunks, at most one a segment and `max_no_term_per_recording`, with
-    the lengths that term chunks have, up to `no_term_ratio` as many. Rejected (unit: planned chunks): term_too_short,
+    the lengths that term chunks have, up to `no_term_ratio` as many. What a chunk touches of a term under any of its
+    names, dropped aliases too, is listed in touched_terms. Rejected (unit: planned chunks): term_too_short,
     term_too_long, untrusted_times (the aligner did not know how the term, or a word beside it, is pronounced).
     """
     surfaces = {main: main for main in read_json(glossary)} | read_json(alt2main)
-    finder = MentionFinder(surfaces, read_json(ambiguous_aliases))
+    finder = MentionFinder(surfaces, read_json(ambiguous_aliases), read_json(dropped_aliases))
     with StageTable(
         output, CHUNKS, unit="chunks", max_rejected_fraction=max_rejected_fraction, rows_per_group=256
     ) as table:
         segments = []
         for row, words in _aligned(corpus, alignments):
-            occurrences = list(finder.find_all([word["word"] for word in words]))
+            names = list(finder.find_names([word["word"] for word in words]))
+            occurrences = finder.surfaces_of(names)
             terms, surfaces_heard = timed(finder.choose(occurrences), words), timed(occurrences, words)
+            names_heard = timed(names, words)
             chunks = {}
             for number, term in enumerate(terms):
                 table.rejected.input += 1
@@ -84,9 +89,10 @@ def cut_chunks(
                     table.reject(chunk_id, *problem)
                     continue
                 contexts = jittered(context_s, context_jitter_s, random_of(seed, chunk_id))
-                chunks[chunk_id] = term_chunk(term, terms, surfaces_heard, words, row["duration_s"], contexts)
+                chunk = term_chunk(term, terms, words, row["duration_s"], contexts)
+                chunks[chunk_id] = with_touched(chunk, names_heard, _named(chunk, finder))
             segments.append(_Segment(row, free_gaps(surfaces_heard, words, row["duration_s"]), chunks))
-        _plan_no_term_chunks(segments, alignments, no_term_ratio, max_no_term_per_recording, seed)
+        _plan_no_term_chunks(segments, alignments, finder, no_term_ratio, max_no_term_per_recording, seed)
         total = sum(len(segment.chunks) for segment in segments)
         for chunk_id, segment, flac in progress(_slices(segments), total=total, unit="chunks"):
             chunk = segment.chunks[chunk_id]
@@ -120,6 +126,7 @@ def _aligned(corpus: Path, alignments: Path) -> Iterator[tuple[dict[str, Any], l
 def _plan_no_term_chunks(
     segments: list[_Segment],
     alignments: Path,
+    finder: MentionFinder,
     ratio: float,
     per_recording: int | None,
     seed: int,
@@ -153,7 +160,14 @@ def _plan_no_term_chunks(
     for row in iterate_rows(alignments, columns=["segment_id", "words"]):
         if row["segment_id"] in taken:
             segment, chunk = taken[row["segment_id"]]
-            segment.chunks[f"{row['segment_id']}-n000"] = with_text(chunk, row["words"])
+            chunk = with_text(chunk, row["words"])
+            names_heard = timed(finder.find_names([word["word"] for word in row["words"]]), row["words"])
+            segment.chunks[f"{row['segment_id']}-n000"] = with_touched(chunk, names_heard, _named(chunk, finder))
+
+
+def _named(chunk: PlannedChunk, finder: MentionFinder) -> set[str]:
+    """The main terms that the chunk's text names: it may join words between which an unknown one was spoken."""
+    return {mention.main_term for mention in finder.find_names(chunk.text.split())}
 
 
 def _slices(segments: list[_Segment]) -> Iterator[tuple[str, _Segment, bytes]]:

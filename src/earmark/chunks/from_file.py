@@ -37,6 +37,7 @@ ENTRIES = pa.schema(
     ]
 )
 OPEN_SHARDS = 250  # written in one pass: well under the number of files a process may open
+WAITING_ROWS = 65_536  # of all shards that are open, before they are written: some 2 KB each
 TIME_TOLERANCE_S = 1e-3  # within which the times of a term and of its chunk are the same
 DURATION_TOLERANCE_S = 0.1  # by which a chunk's audio may be longer or shorter than stated
 _TIMES = {
@@ -102,10 +103,14 @@ def deal_entries(
         )
     names = sorted(shards)
     for first in range(0, len(names), OPEN_SHARDS):
+        now = names[first : first + OPEN_SHARDS]
+        rows = min(4096, WAITING_ROWS // len(now))
         with ExitStack() as stack:
             tables = {
-                name: stack.enter_context(StageTable(shards[name], ENTRIES, unit="entries", max_rejected_fraction=0))
-                for name in names[first : first + OPEN_SHARDS]
+                name: stack.enter_context(
+                    StageTable(shards[name], ENTRIES, unit="entries", max_rejected_fraction=0, rows_per_group=rows)
+                )
+                for name in now
             }
             for row in _rows(files, pattern):
                 if isinstance(row, _BadEntry):
@@ -121,6 +126,7 @@ def pack_chunks(
     glossary: Path,
     alt2main: Path,
     ambiguous_aliases: Path,
+    dropped_aliases: Path,
     output: Path,
     *,
     language: str,
@@ -134,7 +140,8 @@ def pack_chunks(
     """
     mains = {main: main for main in read_json(glossary)} | read_json(alt2main)
     ambiguous = read_json(ambiguous_aliases)
-    finder = MentionFinder(mains, ambiguous)
+    dropped = read_json(dropped_aliases)
+    finder = MentionFinder(mains, ambiguous, dropped)
     named = mains | ambiguous  # who names a chunk's term means it, however common the word
     with StageTable(
         output, CHUNKS, unit="chunks", max_rejected_fraction=max_rejected_fraction, rows_per_group=256
@@ -144,9 +151,11 @@ def pack_chunks(
             try:
                 terms = [_main_term(term, named) for term in row["terms"]]
                 words = text.words(row["text"])
-                touched = {mention.main_term for mention in finder.find_all(words)}.union(terms)
-                if touched and not terms:
-                    raise _EntryError("term_in_no_term_chunk", f"{min(touched)!r} is spoken in it, by its own text")
+                names = list(finder.find_names(words))
+                touched = {mention.main_term for mention in names}.union(terms)
+                if not terms and (surfaces := finder.surfaces_of(names)):
+                    spoken = min(mention.main_term for mention in surfaces)
+                    raise _EntryError("term_in_no_term_chunk", f"{spoken!r} is spoken in it, by its own text")
                 samples = _samples(row)
             except _EntryError as error:
                 table.reject(row["chunk_id"], error.reason, f"{row['source']}: {error.detail}")

@@ -22,12 +22,19 @@ class Mention:
 class MentionFinder:
     """A trie of words over all surfaces. `surfaces`: surface -> main term, both normalised.
 
-    `ambiguous`: further ones, which occur but make no mention.
+    `ambiguous`: further ones, which occur but make no mention. `dropped`: aliases that are no surface (any more), but
+    name a main term all the same.
     """
 
-    def __init__(self, surfaces: dict[str, str], ambiguous: dict[str, str] | None = None):
+    def __init__(
+        self,
+        surfaces: dict[str, str],
+        ambiguous: dict[str, str] | None = None,
+        dropped: dict[str, str] | None = None,
+    ):
         self._ambiguous = ambiguous or {}
-        self._main_term = surfaces | self._ambiguous
+        self._dropped = dropped or {}
+        self._main_term = surfaces | self._ambiguous | self._dropped
         self._root: dict[str, Any] = {}
         for surface in self._main_term:
             node = self._root
@@ -50,8 +57,16 @@ class MentionFinder:
                 chosen.append(mention)
         return sorted(chosen, key=lambda m: m.first)
 
-    def find_all(self, words: Sequence[str]) -> Iterator[Mention]:
+    def find_all(self, words: Sequence[str]) -> list[Mention]:
         """Every occurrence of every surface, overlapping and nested ones too."""
+        return self.surfaces_of(self.find_names(words))
+
+    def surfaces_of(self, names: Iterable[Mention]) -> list[Mention]:
+        """Those of `find_names` that are no dropped aliases."""
+        return [mention for mention in names if mention.surface not in self._dropped]
+
+    def find_names(self, words: Sequence[str]) -> Iterator[Mention]:
+        """Every occurrence of every surface and of every dropped alias: whatever names a main term."""
         for first in range(len(words)):
             node = self._root
             for last in range(first, len(words)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,7 +57,6 @@ def timed(mentions: Iterable[Mention], words: Sequence[dict[str, Any]]) -> list[
 def term_chunk(
     term: SpokenTerm,
     terms: Sequence[SpokenTerm],
-    occurrences: Sequence[SpokenTerm],
     words: Sequence[dict[str, Any]],
     duration_s: float,
     context_s: tuple[float, float],
@@ -65,17 +64,12 @@ def term_chunk(
     """The slice of `context_s` before and after `term`, kept inside the segment of `duration_s`.
 
     Another of the segment's `terms` is heard in it where all words of that term stand in the slice's text.
-    `occurrences` are those of all surfaces, nested in longer ones too: what the slice touches of them, even a part, is
-    listed for the splits.
     """
     start_s = max(0.0, term.start_s - context_s[0])
     end_s = min(duration_s, term.end_s + context_s[1])
     inside = _words_inside(words, start_s, end_s)
     heard = {t.main_term for t in terms if all(w in inside for w in _words_inside(words, t.start_s, t.end_s))}
-    touched = {t.main_term for t in occurrences if t.start_s < end_s and t.end_s > start_s}
-    return PlannedChunk(
-        start_s, end_s, term, tuple(sorted(heard - {term.main_term})), tuple(sorted(touched)), _text(inside)
-    )
+    return PlannedChunk(start_s, end_s, term, tuple(sorted(heard - {term.main_term})), (), _text(inside))
 
 
 def jittered(context_s: float, jitter_s: float, random: np.random.Generator) -> tuple[float, float]:
@@ -116,6 +110,13 @@ def no_term_chunk(length_s: float, gaps: Sequence[tuple[float, float]], random: 
 def with_text(chunk: PlannedChunk, words: Sequence[dict[str, Any]]) -> PlannedChunk:
     """The chunk with those of its segment's words that lie in it."""
     return replace(chunk, text=_text(_words_inside(words, chunk.start_s, chunk.end_s)))
+
+
+def with_touched(chunk: PlannedChunk, names: Iterable[SpokenTerm], named: Collection[str]) -> PlannedChunk:
+    """The chunk with its touched_terms, for the splits: the main terms of those of the segment's `names` (all surfaces
+    and dropped aliases, nested in longer ones too) that lie in it, even in part, and those `named` in its text."""
+    touched = {name.main_term for name in names if name.start_s < chunk.end_s and name.end_s > chunk.start_s}
+    return replace(chunk, touched_terms=tuple(sorted(touched.union(named))))
 
 
 def no_term_lengths(term_lengths_s: Sequence[float], room_s: Sequence[float], ratio: float) -> list[float]:

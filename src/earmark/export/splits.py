@@ -7,8 +7,9 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from earmark.artifacts import RejectedRows, atomic_path, iterate_rows
+from earmark.artifacts import RejectedRows, atomic_path, iterate_rows, write_json
 from earmark.export.formats import NO_TERM, Example, fbank_frames, line_problem, line_writer, text_units
+from earmark.export.funnel import counts_path
 from earmark.export.tokenizer import token_counter
 from earmark.export.wavs import wav_path
 from earmark.files import read_json
@@ -27,7 +28,9 @@ def export_split(
     tokenizer: str,
     max_rejected_fraction: float,
 ) -> None:
-    """Write `output` (JSONL) from a SPLITS table; `wav_folders[shard]` is where that shard's wavs lie.
+    """Write `output` (JSONL) from a SPLITS table, and its counts beside it (`counts_path`).
+
+    `wav_folders[shard]` is where that shard's wavs lie, or will when a reader has unpacked them.
 
     The conversation and flat formats learn `task`: transcribe (the chunk's words) or spot_terms (the display forms of
     the terms heard, or "none"). The funasr formats always transcribe. Every line is read back and checked. Rejected:
@@ -65,4 +68,5 @@ def export_split(
                 file.write(line + "\n")
                 rejected.kept += 1
         rejected.close(output)
+    write_json(counts_path(output), rejected.counts())
     logging.info("%d lines, %d rejected", rejected.kept, rejected.rejected)

@@ -13,7 +13,7 @@ from typing import Any
 from earmark.artifacts import write_json, write_jsonl
 from earmark.errors import InputError
 from earmark.glossary.ambiguity import AmbiguousAliases
-from earmark.glossary.filters import TermFilters
+from earmark.glossary.filters import STOP_WORDS, TermFilters
 from earmark.glossary.sources import AliasEntry, TermEntry, read_aliases, read_list, read_terms
 from earmark.text import is_unicode, normalise
 
@@ -46,19 +46,23 @@ def merge_glossary(
     blacklist: Path | None,
     filters: TermFilters,
     keep_ambiguous: bool,
+    language: str,
 ) -> None:
-    """Write glossary.json, alt2main.json, ambiguous_aliases.json and conflicts.jsonl.
+    """Write glossary.json, alt2main.json, ambiguous_aliases.json, dropped_aliases.json and conflicts.jsonl.
 
     Each use of a rule is a line of conflicts.jsonl, {kind, surface, source, decision}:
     - duplicate_term: a later entry replaces an earlier one of the same phrase (case, width and punctuation aside).
     - diacritic_duplicate: main terms that differ in accents alone stay apart.
     - empty_surface: what normalises to nothing is dropped.
     - not_unicode: what holds half of a surrogate pair is dropped; a term with the aliases of its entry.
-    - blacklisted, and the kinds of TermFilters: dropped; with a main term go its aliases (main_term_dropped).
+    - blacklisted, and the kinds of TermFilters: dropped; with a main term go its aliases (main_term_dropped). An alias
+      dropped alone goes to dropped_aliases.json: no surface, but an unseen term is kept out of training under that
+      name too. Stop words alone ("who") name nothing, and are not in it.
     - alias_of_several: the later entry wins. alias_is_main_term: it stays a main term.
     - alias_cycle, missing_main_term: an alias that leads to no main term is dropped.
     - ambiguous_alias: used with `keep_ambiguous`, else moved to ambiguous_aliases.json, where it makes no
-      mention and keeps no-term chunks away.
+      mention and keeps no-term chunks away. `language` (a code) says which words are common. Decided last: what was
+      dropped makes nothing ambiguous.
     InputError if no term is left.
     """
     glossary = Glossary()
@@ -72,10 +76,11 @@ def merge_glossary(
     for path in alias_files:
         for alias in read_aliases(path):
             _add_alias(alias, glossary)
-    alt2main, ambiguous = _resolve(glossary, keep_ambiguous)
-    _flag_diacritics(glossary)
+    alt2main = _resolve(glossary)
     unwanted = {normalise(line) for line in read_list(blacklist)} if blacklist else set()
-    _drop_unwanted(glossary, [alt2main, ambiguous], unwanted, filters)
+    dropped = _drop_unwanted(glossary, alt2main, unwanted, filters)
+    ambiguous = _find_ambiguous(glossary, alt2main, language, keep_ambiguous)
+    _flag_diacritics(glossary)
     if not glossary.terms:
         raise InputError(f"{', '.join(map(str, term_files))}: no usable term in the glossary; set glossary.terms")
     by_main: dict[str, list[str]] = defaultdict(list)
@@ -87,6 +92,7 @@ def merge_glossary(
     )
     write_json(output_folder / "alt2main.json", dict(sorted(alt2main.items())))
     write_json(output_folder / "ambiguous_aliases.json", dict(sorted(ambiguous.items())))
+    write_json(output_folder / "dropped_aliases.json", dict(sorted(dropped.items())))
     write_jsonl(output_folder / "conflicts.jsonl", glossary.conflicts)
     kinds = Counter(row["kind"] for row in glossary.conflicts)
     logging.info("%d main terms, %d aliases; conflicts: %s", len(glossary.terms), len(alt2main), dict(kinds) or "none")
@@ -125,9 +131,12 @@ def _add_alias(entry: AliasEntry, glossary: Glossary) -> None:
 
 
 def _drop_unwanted(
-    glossary: Glossary, alias_maps: list[dict[str, str]], blacklist: set[str], filters: TermFilters
-) -> None:
-    """Take what is blacklisted or filtered out of the terms and out of the aliases, which are resolved by now."""
+    glossary: Glossary, alt2main: dict[str, str], blacklist: set[str], filters: TermFilters
+) -> dict[str, str]:
+    """Take what is blacklisted or filtered out of the terms and out of `alt2main`.
+
+    Returns the aliases dropped that still name a term: dropped alias -> main term.
+    """
 
     def problem(surface: str) -> tuple[str, str] | None:
         return ("blacklisted", "it is on the blacklist") if surface in blacklist else filters.problem(surface)
@@ -136,15 +145,35 @@ def _drop_unwanted(
         if found := problem(main):
             glossary.conflict(found[0], main, glossary.sources[main], f"dropped, with its aliases: {found[1]}")
             del glossary.terms[main]
-    for aliases in alias_maps:
-        for alias, main in list(aliases.items()):
+    dropped: dict[str, str] = {}
+    for alias, main in list(alt2main.items()):
+        source = glossary.aliases[alias][1]
+        if main not in glossary.terms:
+            glossary.conflict("main_term_dropped", alias, source, f"dropped with {main!r}")
+            del alt2main[alias]
+        elif found := problem(alias):
+            glossary.conflict(found[0], alias, source, f"dropped: {found[1]}")
+            del alt2main[alias]
+            if not STOP_WORDS.issuperset(alias.split()):
+                dropped[alias] = main
+    return dropped
+
+
+def _find_ambiguous(
+    glossary: Glossary, alt2main: dict[str, str], language: str, keep_ambiguous: bool
+) -> dict[str, str]:
+    """Report ambiguous aliases; take them out of `alt2main` and return them, unless they are kept."""
+    aliases = AmbiguousAliases(glossary.terms, alt2main, language)
+    ambiguous: dict[str, str] = {}
+    for alias, main in list(alt2main.items()):
+        if why := aliases.problem(alias, main):
             source = glossary.aliases[alias][1]
-            if main not in glossary.terms:
-                glossary.conflict("main_term_dropped", alias, source, f"dropped with {main!r}")
-                del aliases[alias]
-            elif found := problem(alias):
-                glossary.conflict(found[0], alias, source, f"dropped: {found[1]}")
-                del aliases[alias]
+            if keep_ambiguous:
+                glossary.conflict("ambiguous_alias", alias, source, f"kept, as glossary.ambiguous_aliases asks: {why}")
+            else:
+                ambiguous[alias] = alt2main.pop(alias)
+                glossary.conflict("ambiguous_alias", alias, source, f"not used alone: {why}")
+    return ambiguous
 
 
 def _flag_diacritics(glossary: Glossary) -> None:
@@ -166,11 +195,9 @@ def _without_accents(surface: str) -> str:
     return "".join(result)
 
 
-def _resolve(glossary: Glossary, keep_ambiguous: bool) -> tuple[dict[str, str], dict[str, str]]:
-    """Follow every alias to its main term: (alias -> main term, ambiguous alias -> main term)."""
-    ambiguous_aliases = AmbiguousAliases(glossary.terms)
+def _resolve(glossary: Glossary) -> dict[str, str]:
+    """Follow every alias to its main term: alias -> main term."""
     alt2main: dict[str, str] = {}
-    ambiguous: dict[str, str] = {}
     for alias, (first_target, source) in glossary.aliases.items():
         if alias in glossary.terms:
             if alias != first_target:
@@ -181,17 +208,11 @@ def _resolve(glossary: Glossary, keep_ambiguous: bool) -> tuple[dict[str, str], 
         while target not in glossary.terms and target in glossary.aliases and target not in seen:
             seen[target] = None
             target = glossary.aliases[target][0]
-        if target not in glossary.terms:
-            glossary.conflict(*_lost(alias, source, list(seen), target))
-        elif not (why := ambiguous_aliases.problem(alias, target)):
+        if target in glossary.terms:
             alt2main[alias] = target
-        elif keep_ambiguous:
-            alt2main[alias] = target
-            glossary.conflict("ambiguous_alias", alias, source, f"kept, as glossary.ambiguous_aliases asks: {why}")
         else:
-            ambiguous[alias] = target
-            glossary.conflict("ambiguous_alias", alias, source, f"not used alone: {why}")
-    return alt2main, ambiguous
+            glossary.conflict(*_lost(alias, source, list(seen), target))
+    return alt2main
 
 
 def _lost(alias: str, source: str, seen: list[str], target: str) -> tuple[str, str, str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from earmark.artifacts import read_table
 from earmark.audio import audio_info
+from earmark.cluster.commands import add_commands as add_watching
 from earmark.errors import EarmarkError, InputError
 from earmark.export.convert import convert
 from earmark.export.formats import FORMATS
@@ -188,7 +190,10 @@ def _index_add(arguments: argparse.Namespace) -> None:
 def _merge_terms(terms: Path, run: Path, output: Path) -> None:
     """Merge one file as the run's stage glossary would: by its config.json, or the defaults where it wrote none."""
     config = run / "config.json"
-    settings = read_json(config)["glossary"] if config.is_file() else {}
+    settings, language = {}, "en"
+    if config.is_file():
+        whole = read_json(config)
+        settings, language = whole["glossary"], whole.get("corpus", {}).get("language", language)
     filters = dict(settings.get("filters", {}))
     for name in {"prefixes", "suffixes"} & filters.keys():
         filters[name] = [normalise(words) for words in filters[name]]
@@ -200,7 +205,26 @@ def _merge_terms(terms: Path, run: Path, output: Path) -> None:
         blacklist=Path(blacklist) if blacklist else None,
         filters=TermFilters(**filters),
         keep_ambiguous=settings.get("ambiguous_aliases") == "keep",
+        language=language,
     )
+
+
+def _add_finetune(commands: argparse._SubParsersAction) -> None:
+    # Its flags are the fields of earmark.speech_llm.settings, read by Transformers' parser: here all are passed on.
+    parser = commands.add_parser(
+        "finetune", help="train Whisper + projector + Qwen3 on conversations", add_help=False, prefix_chars="\0"
+    )
+    parser.add_argument("flags", nargs="*")
+    parser.set_defaults(command=_finetune)
+
+
+def _finetune(arguments: argparse.Namespace) -> None:
+    from earmark.speech_llm.settings import parse_settings
+
+    settings = parse_settings(arguments.flags)
+    from earmark.speech_llm.train import finetune
+
+    finetune(settings)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -219,7 +243,7 @@ def main() -> int:
     """Run one subcommand; an EarmarkError is printed as one sentence and gives exit status 1."""
     parser = argparse.ArgumentParser(prog="earmark", description="Teach a speech model which words matter.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_figures, _add_search, _add_index, _add_convert):
+    for add in (_add_figures, _add_search, _add_index, _add_convert, add_watching, _add_finetune):
         add(commands)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -227,6 +251,9 @@ def main() -> int:
         logging.getLogger(talkative).setLevel(logging.WARNING)
     try:
         arguments.command(arguments)
+    except BrokenPipeError:  # who reads, `head` for instance, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (EarmarkError, OSError) as error:
         print(f"earmark: {error}", file=sys.stderr)
         return 1

@@ -8,12 +8,13 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
 
+from earmark.cluster.job_record import begin_record, end_record
 from earmark.errors import EarmarkError
 
 Item = TypeVar("Item")
@@ -25,12 +26,14 @@ def job_log(path: str | Path) -> Iterator[None]:
     """Send logging, stdout and stderr (those of C libraries too) to `path` while a job runs.
 
     An EarmarkError ends the process with status 1 and its message as the log's last line. Any other exception is a
-    defect: its traceback goes into the log before the last line.
+    defect: its traceback goes into the log before the last line. Beside the log, a record tells `earmark status` and
+    `earmark resources` where and how the job runs.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
+    path.unlink(missing_ok=True)  # a retry writes a new file: who follows the old one can still read its last lines
     with path.open("w", encoding="utf-8", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -38,15 +41,21 @@ def job_log(path: str | Path) -> Iterator[None]:
             stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
         )
         try:
+            record = begin_record(path)
             yield
-            logging.info("done")
         except EarmarkError as error:
-            logging.error("%s", " ".join(str(error).split()))
-            sys.exit(1)
+            reason = " ".join(str(error).split())
         except Exception as error:
             traceback.print_exc()
-            logging.error("unexpected %s: %s", type(error).__name__, " ".join(str(error).split()))
-            sys.exit(1)
+            reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
+        else:
+            end_record(path, record, "done")
+            logging.info("done")
+            return
+        logging.error("%s", reason)
+        with suppress(OSError):  # on a full disk the record stays that of a job which was killed
+            end_record(path, record, "failed", reason)
+        sys.exit(1)
 
 
 def progress(items: Iterable[Item], *, total: int | None = None, unit: str) -> Iterator[Item]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import re
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,9 @@ import yaml
 
 import earmark
 from earmark.artifacts import atomic_path, iterate_rows, write_json
+from earmark.cluster.plan import read_plan
+from earmark.cluster.usage import RuleUsage, by_rule, run_usage
+from earmark.cluster.usage_page import COLUMNS, advice, cells
 from earmark.report import plots
 from earmark.report.figures import CONTROL, RECALL_AT, RunFigures, read_figures, rejection_sentence
 
@@ -26,7 +27,7 @@ def write_report(
 ) -> None:
     """Write the page of the run in `run_folder`, and the configuration that the run had.
 
-    `benchmarks` holds Snakemake's benchmark tables.
+    `benchmarks` (logs/{run}/benchmarks) holds Snakemake's benchmark tables; its plan lies beside that folder.
     """
     figures = read_figures(run_folder, config)
     predictions = {
@@ -34,6 +35,7 @@ def write_report(
         for backend in figures.metrics
     }
     main = next(iter(figures.metrics))
+    usage = _usage(benchmarks)
     test = [row for row in predictions[main] if row["split"] == "test"]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -61,7 +63,9 @@ def write_report(
         hardest=_hardest_terms(test),
         rejected=_rejected_rows(run_folder, shards, config["export"]["formats"]),
         conflicts=_first_lines(run_folder / "glossary/conflicts.jsonl"),
-        stages=_stage_costs(benchmarks),
+        usage_columns=COLUMNS,
+        usage=[cells(rule) for rule in usage],
+        advice=advice(usage),
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
     )
     with atomic_path(output) as temporary:
@@ -150,19 +154,11 @@ def _rejected_rows(run_folder: Path, shards: list[str], formats: list[str]) -> l
     return rows[: 3 * _SHOWN_ROWS]
 
 
-def _stage_costs(benchmarks: Path) -> list[dict[str, Any]]:
-    """Per rule: jobs, seconds in all, and the largest memory of one job, from Snakemake's benchmark tables."""
-    costs: dict[str, dict[str, Any]] = {}
-    for path in sorted(benchmarks.rglob("*.tsv")):
-        rule = path.relative_to(benchmarks).parts[0].removesuffix(".tsv")
-        cost = costs.setdefault(rule, {"rule": rule, "jobs": 0, "seconds": 0.0, "max_rss_mb": 0.0})
-        with path.open(encoding="utf-8") as file:
-            for row in csv.DictReader(file, delimiter="\t"):
-                cost["jobs"] += 1
-                cost["seconds"] += float(row["s"])
-                if re.fullmatch(r"[\d.]+", row["max_rss"]):  # "-" or "NA" for a job too short to be sampled
-                    cost["max_rss_mb"] = max(cost["max_rss_mb"], float(row["max_rss"]))
-    return sorted(costs.values(), key=lambda cost: -cost["seconds"])
+def _usage(benchmarks: Path) -> list[RuleUsage]:
+    """What the jobs used, by the plan beside Snakemake's benchmarks; nothing where no Snakemake made the run."""
+    plan = benchmarks.parent / "plan.json"
+    # logs/{run}/benchmarks: the plan's paths start three folders above.
+    return by_rule(run_usage(read_plan(plan), benchmarks.parents[2])) if plan.exists() else []
 
 
 def _first_lines(path: Path) -> list[dict[str, str]]:

@@ -1,0 +1,21 @@
+# What a call of Snakemake is to make, in a file for those who watch it: earmark status, tail, resume and resources.
+from earmark.cluster.plan import end_plan, planned_jobs, slurm_log_folder, write_plan
+
+PLAN = LOGS / "plan.json"
+
+
+onstart:
+    write_plan(
+        PLAN,
+        planned_jobs(workflow.dag),
+        snakemake_log=log[0] if log else "",
+        slurm_logs=slurm_log_folder(workflow.executor_settings),
+    )
+
+
+onsuccess:
+    end_plan(PLAN, "done")
+
+
+onerror:
+    end_plan(PLAN, "failed")

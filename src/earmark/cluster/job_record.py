@@ -1,0 +1,105 @@
+"""What a job leaves about itself beside its log: where and since when it runs, what Slurm gave it, how it ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from earmark.artifacts import write_json
+from earmark.cluster.process import ProcessName, this_process
+from earmark.cluster.squeue import SlurmError, job_by_id
+
+
+@dataclass(frozen=True)
+class Granted:
+    """What Slurm gave a job. Points in time are seconds since 1970; None: not known, or without a limit."""
+
+    job_id: str
+    submitted_at: float | None
+    started_at: float | None
+    cpus: int
+    mem_mb: float | None
+    time_limit_min: float | None
+    gres: str
+    partition: str
+    node: str
+
+    @property
+    def wait_s(self) -> float | None:
+        """How long the job stood in the queue."""
+        if self.submitted_at is None or self.started_at is None:
+            return None
+        return max(0.0, self.started_at - self.submitted_at)
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """One attempt at a job. `ended_at` and `outcome` (done, failed) are None while it runs, and stay so if it is
+    killed.
+
+    `attempt` counts those that failed or were killed one after the other, this one included.
+    """
+
+    process: ProcessName
+    started_at: float
+    attempt: int
+    slurm: Granted | None
+    ended_at: float | None = None
+    outcome: str | None = None
+    reason: str = ""
+
+
+def record_path(log: Path) -> Path:
+    """Where the record of the job with this log lies."""
+    return log.with_suffix(".job.json")
+
+
+def begin_record(log: Path) -> JobRecord:
+    """Write the record of this process's job, which begins now."""
+    earlier = read_record(log)
+    failed_before = earlier.attempt if earlier and earlier.outcome != "done" else 0
+    record = JobRecord(this_process(), time.time(), failed_before + 1, _granted())
+    _write(log, record)
+    return record
+
+
+def end_record(log: Path, record: JobRecord, outcome: str, reason: str = "") -> None:
+    """Write how it ended."""
+    _write(log, dataclasses.replace(record, ended_at=time.time(), outcome=outcome, reason=reason))
+
+
+def read_record(log: Path) -> JobRecord | None:
+    """The record of the job with this log; None where there is none."""
+    try:
+        record: dict[str, Any] = json.loads(record_path(log).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    slurm = record.pop("slurm")
+    process = ProcessName(**record.pop("process"))
+    return JobRecord(process=process, slurm=Granted(**slurm) if slurm else None, **record)
+
+
+def _write(log: Path, record: JobRecord) -> None:
+    write_json(record_path(log), dataclasses.asdict(record))
+
+
+def _granted() -> Granted | None:
+    """What Slurm gave this job; None where Snakemake did not submit it (one machine, or an allocation by hand)."""
+    job_id = os.environ.get("SLURM_JOB_ID")
+    if not job_id:
+        return None
+    try:
+        job = job_by_id(job_id)
+    except SlurmError:  # a busy controller is no reason to lose the job: it runs on without these figures
+        return Granted(job_id, None, None, 1, None, None, "", "", os.environ.get("SLURMD_NODENAME", ""))
+    if job is None or not job.is_workflow_job:
+        return None
+    return Granted(
+        job_id, job.submitted_at, job.started_at, job.cpus, job.mem_mb, job.time_limit_min, job.gres, job.partition,
+        job.nodes,
+    )  # fmt: skip

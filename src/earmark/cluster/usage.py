@@ -1,0 +1,174 @@
+"""What jobs asked for and what they used: from Snakemake's benchmarks and the records that jobs leave."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from earmark.cluster.job_record import read_record
+from earmark.cluster.plan import Plan, PlannedJob
+
+# A job on Slurm holds two Snakemakes beside its script, of about 130 MB each, which the benchmark does not count.
+_SNAKEMAKES_MB = 300
+_HEADROOM, _TIME_HEADROOM = 1.3, 3.0  # what is advised, over the largest use seen
+_LEAST_MB, _LEAST_MIN = 500, 10
+_NEAR = 0.85  # of what was asked for: the next job may need more
+_FAR, _FAR_TIME = 1.5, 6.0  # times what would be enough: worth a word
+_SHORT_S = 30.0  # a shorter job says little about how it uses its cores
+
+
+@dataclass(frozen=True)
+class JobUsage:
+    """One job that ended well. None: not asked for, not measured, or never in a queue. Memory is in MB."""
+
+    rule: str
+    run_s: float
+    wait_s: float | None
+    cpu_s: float | None
+    threads: int | None
+    used_mb: float | None
+    asked_mb: float | None
+    asked_min: float | None
+    gpu: str
+    attempt: int
+    on_slurm: bool
+
+
+@dataclass(frozen=True)
+class RuleUsage:
+    """All jobs of a rule. `cpu_efficiency` is CPU time over run time x threads, of the jobs together."""
+
+    rule: str
+    jobs: int
+    retried: int
+    run_s: float
+    run_max_s: float
+    wait_median_s: float | None
+    wait_max_s: float | None
+    cpu_efficiency: float | None
+    threads: int | None
+    used_max_mb: float | None
+    used_p95_mb: float | None
+    asked_mb: float | None
+    asked_min: float | None
+    gpu: str
+    on_slurm: bool
+
+    def advice(self) -> str | None:
+        """One sentence where what was asked for is far from what was used; None where it is not."""
+        told, better, why = [], [], set()
+        for finding in (self._memory(), self._time(), self._threads()):
+            if finding is not None:
+                told.append(finding[0])
+                better.append(finding[1])
+                why.add(finding[2])
+        if not told:
+            return None
+        end = "would do" if why == {"enough"} else "is safer" if why == {"safer"} else "is better"
+        return f"{self.rule} {'; '.join(told)}: {', '.join(better)} {end}"
+
+    def _memory(self) -> tuple[str, str, str] | None:
+        if self.used_max_mb is None or self.asked_mb is None:
+            return None
+        told = f"asked for {self.asked_mb:.0f} MB, used at most {self.used_max_mb:.0f}"
+        enough = _rounded_up(max(_HEADROOM * self.used_max_mb + _SNAKEMAKES_MB, _LEAST_MB), 100)
+        if self.used_max_mb + (_SNAKEMAKES_MB if self.on_slurm else 0) > _NEAR * self.asked_mb:
+            return told, f"mem_mb {max(enough, _rounded_up(_HEADROOM * self.asked_mb, 100))}", "safer"
+        return (told, f"mem_mb {enough}", "enough") if self.asked_mb >= _FAR * enough else None
+
+    def _time(self) -> tuple[str, str, str] | None:
+        if self.asked_min is None:
+            return None
+        took_min = self.run_max_s / 60
+        told = f"asked for {self.asked_min:.0f} min, took at most {took_min:.1f}"
+        enough = _rounded_up(max(_TIME_HEADROOM * took_min, _LEAST_MIN), 10)
+        if took_min > _NEAR * self.asked_min:
+            return told, f"runtime {enough}", "safer"
+        return (told, f"runtime {enough}", "enough") if self.asked_min >= _FAR_TIME * enough else None
+
+    def _threads(self) -> tuple[str, str, str] | None:
+        # On one machine the jobs share its cores, and one that waits for them looks idle.
+        if not self.on_slurm or self.cpu_efficiency is None or self.threads is None or self.run_max_s < _SHORT_S:
+            return None
+        busy = self.cpu_efficiency * self.threads
+        needed = max(1, math.ceil(busy - 0.2))
+        if needed >= self.threads:
+            return None
+        return f"asked for {self.threads} threads, kept {busy:.1f} busy", f"threads {needed}", "enough"
+
+
+def run_usage(plan: Plan, folder: Path) -> list[JobUsage]:
+    """What every job of a run used that has ended, those of earlier calls as well. `folder` is Snakemake's."""
+    return [usage for job in [*plan.jobs, *plan.earlier] for usage in _job_usage(job, folder)]
+
+
+def by_rule(jobs: Iterable[JobUsage]) -> list[RuleUsage]:
+    """Sum up over the jobs of each rule, the longest rules first."""
+    rules: dict[str, list[JobUsage]] = {}
+    for job in jobs:
+        rules.setdefault(job.rule, []).append(job)
+    return sorted((_rule_usage(rule, found) for rule, found in rules.items()), key=lambda row: (-row.run_s, row.rule))
+
+
+def _job_usage(job: PlannedJob, folder: Path) -> Iterable[JobUsage]:
+    benchmark = folder / job.benchmark
+    if not job.benchmark or not benchmark.is_file():
+        return
+    record = read_record(folder / job.log) if job.log else None
+    slurm = record.slurm if record else None
+    asked: dict[str, Any] = job.asked
+    with benchmark.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            yield JobUsage(
+                rule=job.rule,
+                run_s=float(row["s"]),
+                wait_s=slurm.wait_s if slurm else None,
+                cpu_s=_number(row["cpu_time"]),
+                threads=slurm.cpus if slurm else asked.get("threads"),
+                used_mb=_number(row["max_rss"]),
+                # Of this attempt where Slurm told; a first attempt's otherwise.
+                asked_mb=slurm.mem_mb if slurm and slurm.mem_mb else asked.get("mem_mb"),
+                asked_min=slurm.time_limit_min if slurm and slurm.time_limit_min else asked.get("runtime"),
+                gpu=slurm.gres if slurm else "",  # on one machine nobody asks
+                attempt=record.attempt if record else 1,
+                on_slurm=slurm is not None,
+            )
+
+
+def _number(text: str) -> float | None:
+    # "-" or "NA" for a job too short to be sampled.
+    return float(text) if re.fullmatch(r"[\d.]+", text) else None
+
+
+def _rule_usage(rule: str, jobs: Sequence[JobUsage]) -> RuleUsage:
+    waits = [job.wait_s for job in jobs if job.wait_s is not None]
+    memory = sorted(job.used_mb for job in jobs if job.used_mb is not None)
+    measured = [job for job in jobs if job.cpu_s is not None and job.threads and job.run_s > 0]
+    held_s = sum(job.run_s * (job.threads or 1) for job in measured)
+    return RuleUsage(
+        rule=rule,
+        jobs=len(jobs),
+        retried=sum(job.attempt > 1 for job in jobs),
+        run_s=sum(job.run_s for job in jobs),
+        run_max_s=max(job.run_s for job in jobs),
+        wait_median_s=statistics.median(waits) if waits else None,
+        wait_max_s=max(waits, default=None),
+        cpu_efficiency=sum(job.cpu_s or 0 for job in measured) / held_s if held_s else None,
+        threads=max((job.threads for job in jobs if job.threads), default=None),
+        used_max_mb=max(memory, default=None),
+        used_p95_mb=memory[math.ceil(0.95 * len(memory)) - 1] if memory else None,
+        asked_mb=max((job.asked_mb for job in jobs if job.asked_mb), default=None),
+        asked_min=max((job.asked_min for job in jobs if job.asked_min), default=None),
+        gpu=max((job.gpu for job in jobs), default=""),
+        on_slurm=any(job.on_slurm for job in jobs),
+    )
+
+
+def _rounded_up(value: float, step: int) -> int:
+    return math.ceil(value / step) * step

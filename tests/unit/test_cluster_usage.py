@@ -1,0 +1,80 @@
+"""What jobs used, from the files they leave."""
+
+import dataclasses
+import json
+import time
+
+import pytest
+
+from earmark.cluster.job_record import Granted, JobRecord, record_path
+from earmark.cluster.plan import Plan, PlannedJob
+from earmark.cluster.process import this_process
+from earmark.cluster.usage import by_rule, run_usage
+
+HEADER = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
+
+
+@pytest.fixture
+def usage(tmp_path):
+    """usage(rows): by rule, of jobs (seconds, MB, CPU seconds, what Slurm gave or None)."""
+
+    def make(*rows, threads=2, asked_mb=4000, asked_min=60):
+        jobs = []
+        for number, (seconds, mb, cpu_s, granted) in enumerate(rows):
+            asked = {"threads": threads, "mem_mb": asked_mb, "runtime": asked_min}
+            job = PlannedJob(
+                "align_shard", "align", {"shard": f"{number}"}, [], f"{number}.log", f"{number}.tsv", True, asked
+            )
+            (tmp_path / job.benchmark).write_text(
+                f"{HEADER}{seconds}\t0:00:00\t{mb}\t1\t1\t1\t0\t0\t90\t{cpu_s}\n", encoding="utf-8"
+            )
+            record = JobRecord(this_process(), 0.0, 1, granted, 1.0, "done")
+            record_path(tmp_path / job.log).write_text(json.dumps(dataclasses.asdict(record)), encoding="utf-8")
+            jobs.append(job)
+        plan = Plan(str(tmp_path), this_process(), [], "", None, time.time(), jobs[:1], jobs[1:])
+        (rule,) = by_rule(run_usage(plan, tmp_path))
+        return rule
+
+    return make
+
+
+def granted(wait_s=0.0, mem_mb=4000.0):
+    return Granted("7", 100.0, 100.0 + wait_s, 2, mem_mb, 60.0, "gpu:1", "gpu", "g1")
+
+
+def test_figures_are_summed_up_over_the_jobs_of_this_call_and_of_earlier_ones(usage):
+    rule = usage((100, 800, 150, granted(10)), (300, 900, 350, granted(50)), (100, 850, 100, granted(20)))
+    assert (rule.jobs, rule.run_s, rule.run_max_s) == (3, 500, 300)
+    assert (rule.wait_median_s, rule.wait_max_s) == (20, 50)
+    assert rule.cpu_efficiency == pytest.approx(600 / (2 * 500))
+    assert (rule.used_max_mb, rule.used_p95_mb, rule.asked_mb) == (900, 900, 4000)
+    assert rule.gpu == "gpu:1"
+
+
+def test_on_one_machine_nothing_waits_and_no_gpu_is_asked_for(usage):
+    rule = usage((100, 800, 150, None))
+    assert (rule.wait_median_s, rule.wait_max_s, rule.gpu) == (None, None, "")
+
+
+def test_a_job_too_short_to_be_sampled_counts_without_memory_and_cpu(usage):
+    rule = usage((0.1, "NA", "NA", None))
+    assert (rule.jobs, rule.used_max_mb, rule.cpu_efficiency) == (1, None, None)
+    assert "MB" not in (rule.advice() or "")
+
+
+def test_far_too_much_is_advised_against_and_what_is_advised_needs_no_further_advice(usage):
+    rule = usage((1200, 900, 2300, granted()))
+    assert rule.advice() == "align_shard asked for 4000 MB, used at most 900: mem_mb 1500 would do"
+    assert usage((1200, 900, 2300, granted(mem_mb=1500.0)), asked_mb=1500).advice() is None
+
+
+def test_a_job_near_its_limit_is_told_so(usage):
+    advice = usage((3500, 3800, 6000, granted())).advice()
+    assert "3800" in advice
+    assert "mem_mb 5300, runtime 180 is safer" in advice
+
+
+def test_idle_cores_are_told_where_slurm_gave_them(usage):
+    advice = usage((1200, 3000, 900, granted()))
+    assert advice.advice() == "align_shard asked for 2 threads, kept 0.8 busy: threads 1 would do"
+    assert usage((1200, 3000, 900, None)).advice() is None

@@ -1,0 +1,74 @@
+"""Which parameters train: held against what the settings declare, before the first step, and written down."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from earmark.errors import EarmarkError
+from earmark.speech_llm.settings import ModelSettings
+
+FP16_REASON = (
+    "AdamW's epsilon of 1e-8 is zero in float16, and lora_A has no gradient in the first step, so the update is 0/0 "
+    "and the weight NaN. Train in float32 (lora_fp32, projector_fp32)"
+)
+
+
+class WrongParameters(EarmarkError):
+    """What would train is not what was declared."""
+
+
+def part_of(name: str) -> str:
+    """Which part of the model a parameter belongs to: whisper, projector, lora or qwen3; of Qwen2-Audio, its own."""
+    return "lora" if ".lora_" in name else name.removeprefix("model.").partition(".")[0]
+
+
+def declared(model: nn.Module, settings: ModelSettings) -> set[str]:
+    """Names of the parameters that the settings say will train."""
+    layers = int(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+    whole = tuple(f"qwen3.model.layers.{layer}." for layer in range(layers - settings.train_qwen3_layers, layers))
+    names = set()
+    for name, _ in model.named_parameters():
+        match part_of(name):
+            case "projector":
+                names.add(name)
+            case "lora" if settings.use_lora:
+                names.add(name)
+            case "whisper" if not settings.freeze_whisper and not name.endswith("embed_positions.weight"):
+                names.add(name)
+            case "qwen3" if name.startswith(whole) and whole:
+                names.add(name)
+    return names
+
+
+def audit(model: nn.Module, trained: set[str]) -> dict[str, Any]:
+    """Count parameters by part: {parts: {part: {parameters, trainable, dtypes, trainable_dtypes}}, total, trainable}.
+
+    WrongParameters if one trains that is not in `trained`, one of these does not, or one would be trained in float16.
+    """
+    parts: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and name not in trained:
+            raise WrongParameters(f"{name} must stay as it is, but would train; this is a defect or a changed model")
+        if not parameter.requires_grad and name in trained:
+            raise WrongParameters(f"{name} must train, but is frozen; this is a defect or a changed model")
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        if parameter.requires_grad and parameter.dtype == torch.float16:
+            raise WrongParameters(f"{name} would be optimised in float16: {FP16_REASON}")
+        part = parts.setdefault(
+            part_of(name), {"parameters": 0, "trainable": 0, "dtypes": set(), "trainable_dtypes": set()}
+        )
+        part["parameters"] += parameter.numel()
+        part["dtypes"].add(dtype)
+        if parameter.requires_grad:
+            part["trainable"] += parameter.numel()
+            part["trainable_dtypes"].add(dtype)
+    for part in parts.values():
+        part |= {key: sorted(part[key]) for key in ("dtypes", "trainable_dtypes")}
+    return {
+        "parts": parts,
+        "parameters": sum(part["parameters"] for part in parts.values()),
+        "trainable": sum(part["trainable"] for part in parts.values()),
+    }

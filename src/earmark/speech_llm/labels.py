@@ -1,0 +1,159 @@
+"""Tokens of a conversation, and which of them the loss counts: what an assistant says, and the token that ends it.
+
+A chat template is a program: Qwen3's writes `<think>\n\n</think>\n\n` in front of the last answer only, and drops
+reasoning from earlier ones. So spans are not searched for in the text. The template is run once, for each order of
+roles, on turns that are marks; what it writes between the marks is its own. A conversation must then come out of the
+template as exactly these pieces with its turns between, which is checked, and places are known by counting. Tokens get
+their labels from the tokenizer's offsets.
+
+What stands before an answer (role, empty think block) is what the generation prompt ends with at inference
+(`enable_thinking=False`): context, never a label.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from earmark.errors import ConfigError
+from earmark.speech_llm.conversations import AUDIO, Turn, UnusableLine
+
+IGNORED = -100  # the label of a token that the loss does not count
+_TEMPLATE_OPTIONS: dict[str, Any] = {"tokenize": False, "enable_thinking": False}
+_MARK = re.compile("\ue000([0-9]+)\ue001")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """ids[n] of a conversation, AUDIO being one token, and labels[n]: the id where the loss counts, else IGNORED."""
+
+    ids: np.ndarray  # int32
+    labels: np.ndarray  # int32
+
+    @property
+    def valid_labels(self) -> int:
+        return int((self.labels != IGNORED).sum())
+
+
+class ChatLabels:
+    """Turns conversations into tokens with labels, by the chat template of `tokenizer`.
+
+    The tokenizer gets AUDIO as a special token if it has none. ConfigError if it gives no offsets, has no chat
+    template, or one that does not end an answer with a special token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        if not tokenizer.is_fast or not tokenizer.chat_template:
+            raise ConfigError(
+                f"{tokenizer.name_or_path}: the tokenizer needs a chat template and offsets (tokenizer.json); take "
+                "that of an instruction-tuned Qwen3"
+            )
+        if AUDIO not in tokenizer.get_vocab():
+            tokenizer.add_special_tokens({"additional_special_tokens": [AUDIO]}, replace_extra_special_tokens=False)
+        self.tokenizer = tokenizer
+        self.audio_id: int = tokenizer.get_vocab()[AUDIO]
+        self._added = {str(token): id for id, token in tokenizer.added_tokens_decoder.items()}
+        self._forbidden = re.compile("|".join(re.escape(token) for token in self._added if token != AUDIO))
+        self._pieces: dict[tuple[str, ...], list[str]] = {}
+        self.end_id = self._end_of_answer(self._between(("user", "assistant"))[-1])
+
+    def __call__(self, turns: tuple[Turn, ...]) -> Tokens:
+        """UnusableLine if a turn holds a special token, the template changes its text, or a token spans its border."""
+        text, spans = self._render(turns)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = np.array(encoded["input_ids"], np.int32)
+        starts, ends = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2).T
+        counts = np.zeros(len(ids), bool)
+        for start, end in spans:
+            if ((starts < start) & (ends > start)).any() or ((starts < end) & (ends > end)).any():
+                raise UnusableLine("border_inside_token", "a token lies across the border of an answer")
+            # The end token is the first that begins where the answer ends.
+            counts |= (starts >= start) & (ends <= end) | (starts == end) & (ids == self.end_id)
+        labels = np.where(counts & (ids != self.audio_id), ids, IGNORED).astype(np.int32)
+        return Tokens(ids, labels)
+
+    def prompt_ids(self, turns: tuple[Turn, ...]) -> np.ndarray:
+        """ids[n] of turns that end with a user's, and of what asks for the answer."""
+        self._check_special(turns)
+        text = self._apply(turns, add_generation_prompt=True)
+        return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+
+    def _render(self, turns: tuple[Turn, ...]) -> tuple[str, list[tuple[int, int]]]:
+        """The conversation as the template writes it, and (start, end) of each answer in it, in characters."""
+        self._check_special(turns)
+        text, spans = "", []
+        for piece, turn in zip(self._between(tuple(turn.role for turn in turns)), (*turns, None), strict=True):
+            text += piece
+            if turn is not None:
+                if turn.role == "assistant":
+                    spans.append((len(text), len(text) + len(turn.text)))
+                text += turn.text
+        if text != self._apply(turns):
+            raise UnusableLine("template_changes_text", "the chat template does not write the turns as they are")
+        return text, spans
+
+    def _check_special(self, turns: tuple[Turn, ...]) -> None:
+        for turn in turns:
+            if found := self._forbidden.search(turn.text):
+                raise UnusableLine("special_token_in_text", f"a turn holds {found[0]!r}, which ends or begins turns")
+        if sum(turn.text.count(AUDIO) for turn in turns) != 1:
+            raise UnusableLine("special_token_in_text", f"a turn holds {AUDIO!r} as text")
+
+    def _between(self, roles: tuple[str, ...]) -> list[str]:
+        """What the template writes before, between and after turns of these roles."""
+        if roles not in self._pieces:
+            marks = tuple(Turn(role, f"\ue000{number}\ue001") for number, role in enumerate(roles))
+            parts = _MARK.split(self._apply(marks))
+            if parts[1::2] != [str(number) for number in range(len(roles))]:
+                raise ConfigError(
+                    f"{self.tokenizer.name_or_path}: the chat template does not write each of the turns "
+                    f"{', '.join(roles)} once, in order; use another template"
+                )
+            self._pieces[roles] = parts[::2]
+        return self._pieces[roles]
+
+    def _apply(self, turns: tuple[Turn, ...], **options: Any) -> str:
+        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+        return str(self.tokenizer.apply_chat_template(messages, **_TEMPLATE_OPTIONS, **options))
+
+    def _end_of_answer(self, after: str) -> int:
+        ended = [token for token in self._added if after.startswith(token)]
+        if not ended:
+            raise ConfigError(
+                f"{self.tokenizer.name_or_path}: the chat template ends an answer with {after!r}, not with a special "
+                "token, so the model could not learn to stop; use another template"
+            )
+        return self._added[max(ended, key=len)]
+
+
+def fit_tokens(
+    tokens: Tokens, *, audio_id: int, audio_tokens: int, max_length: int, all_masked: str
+) -> Tokens:  # fmt: skip
+    """Cut a conversation to `max_length` tokens, its audio being `audio_tokens` of them.
+
+    The end is cut off. Where that takes all labels, `all_masked` decides: `reject` (UnusableLine), or `keep_last`: the
+    audio and the last answer stay, and tokens between are taken out instead, the last first. UnusableLine if the audio
+    or an answer does not fit.
+    """
+    room = max_length - audio_tokens + 1  # for tokens as they are here: AUDIO is one
+    if len(tokens.ids) <= room:
+        return tokens
+    audio_at = int(np.flatnonzero(tokens.ids == audio_id)[0])
+    if audio_at < room and (tokens.labels[:room] != IGNORED).any():
+        return Tokens(tokens.ids[:room], tokens.labels[:room])
+    detail = f"{len(tokens.ids) - 1 + audio_tokens} tokens, of which {audio_tokens} audio; max_length is {max_length}"
+    if all_masked == "reject":
+        raise UnusableLine("all_labels_masked", f"nothing of the answer is left: {detail}")
+    labelled = np.flatnonzero(tokens.labels != IGNORED)
+    breaks = np.flatnonzero(np.diff(labelled) > 1)
+    last_answer = labelled[breaks[-1] + 1 :] if len(breaks) else labelled
+    must = np.union1d(last_answer, [audio_at])
+    if len(must) > room:
+        raise UnusableLine("too_long", f"audio and last answer do not fit: {detail}")
+    others = np.setdiff1d(np.arange(last_answer[0]), must)[: room - len(must)]
+    kept = np.union1d(must, others)
+    return Tokens(tokens.ids[kept], tokens.labels[kept])

@@ -1,0 +1,160 @@
+"""Whisper's encoder, a projector and Qwen3 as one model: audio in place of a run of placeholder tokens."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import Qwen3ForCausalLM
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from earmark.artifacts import atomic_path
+from earmark.errors import ConfigError
+from earmark.speech_llm.clip_encoder import ClipEncoder
+from earmark.speech_llm.projector import AudioProjector
+
+
+class WhisperQwen3(nn.Module):
+    """A causal language model that hears.
+
+    A batch is input_ids[B, L] in which each audio token stands as `audio_id`, attention_mask[B, L] (padding on either
+    side), and mel[B, bins, M] with states[B] from `log_mel`. Labels are shifted in the model, as in `transformers`.
+    """
+
+    main_input_name = "input_ids"
+    # For Trainer: the loss takes num_items_in_batch, and labels are shifted, so they are counted from the second on.
+    accepts_loss_kwargs = True
+    loss_type = "ForCausalLM"
+
+    def __init__(self, whisper: ClipEncoder, projector: AudioProjector, qwen3: Qwen3ForCausalLM, audio_id: int):
+        super().__init__()
+        self.whisper, self.projector, self.qwen3, self.audio_id = whisper, projector, qwen3, audio_id
+        self.config = qwen3.config
+        devices = getattr(qwen3, "hf_device_map", {})
+        self.is_spread = len(set(devices.values())) > 1
+        if self.is_spread:
+            self.hf_device_map = devices  # Trainer then moves nothing
+
+    @property
+    def token_table(self) -> torch.Tensor:
+        """Qwen3's embeddings[vocabulary, hidden]: tells its device and type."""
+        return self.qwen3.model.embed_tokens.weight
+
+    def embed(self, input_ids: torch.Tensor, mel: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """embeddings[B, L, hidden]: Qwen3's for text, the projector's for audio.
+
+        ValueError if a row's placeholders are not as many as its audio tokens.
+        """
+        is_audio = input_ids == self.audio_id
+        # The placeholder's own row is never used, and may lie beyond the table.
+        embedded = self.qwen3.get_input_embeddings()(input_ids.masked_fill(is_audio, 0))
+        audio = self.projector(self.whisper(mel, states)).to(embedded.device, embedded.dtype)
+        counts = (states.to(audio.device) + self.projector.stack - 1) // self.projector.stack
+        real = torch.arange(audio.shape[1], device=audio.device) < counts[:, None]
+        if not torch.equal(is_audio.sum(1), counts):
+            raise ValueError(f"placeholders {is_audio.sum(1).tolist()} do not match audio tokens {counts.tolist()}")
+        return embedded.masked_scatter(is_audio[:, :, None], audio[real])
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        mel: torch.Tensor,
+        states: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> CausalLMOutputWithPast:
+        """logits[B, L, vocabulary], and the loss where labels[B, L] are given.
+
+        The loss is the mean over labelled tokens, or their sum divided by `num_items_in_batch`.
+        """
+        embedded = self.embed(input_ids, mel, states)
+        counted = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
+        with self._computing(embedded):
+            return self.qwen3(
+                inputs_embeds=embedded,
+                attention_mask=attention_mask,
+                position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0),
+                labels=labels,
+                use_cache=False,
+                **counted,
+            )
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        mel: torch.Tensor,
+        states: torch.Tensor,
+        *,
+        end_id: int,
+        max_new_tokens: int,
+    ) -> torch.Tensor:
+        """The likeliest answers, token by token: ids[B, at most max_new_tokens], filled up with `end_id`.
+
+        Rows must be padded on the left.
+        """
+        embedded = self.embed(input_ids, mel, states)
+        with self._computing(embedded):
+            qwen3: Any = self.qwen3
+            return qwen3.generate(
+                inputs_embeds=embedded,
+                attention_mask=attention_mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                eos_token_id=end_id,
+                pad_token_id=end_id,
+            )
+
+    @staticmethod
+    def _computing(embedded: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+        """Float32 weights that train compute in the type of a half-precision Qwen3 all the same."""
+        half = embedded.dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(embedded.device.type, embedded.dtype) if half else contextlib.nullcontext()
+
+
+def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters that train, by name: views, not copies."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save_trained(model: nn.Module, path: Path) -> None:
+    """Write what trains in `model`, and nothing else."""
+    weights = {name: weight.contiguous() for name, weight in trained_weights(model).items()}
+    with atomic_path(path) as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
+
+
+def load_trained(model: nn.Module, path: Path) -> None:
+    """Put what `save_trained` wrote into a model of the same settings.
+
+    ConfigError, and nothing is loaded, if the file lacks a parameter that trains, holds another, or one of another
+    shape.
+    """
+    try:
+        saved = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path}: cannot be read as safetensors ({error}); copy or train it again") from None
+    wanted = trained_weights(model)
+    problems = [
+        *_told("missing", wanted.keys() - saved.keys()),
+        *_told("unexpected", saved.keys() - wanted.keys()),
+        *_told("of another shape", {n for n in wanted.keys() & saved.keys() if wanted[n].shape != saved[n].shape}),
+    ]
+    if problems:
+        raise ConfigError(f"{path}: {'; '.join(problems)}. Load it with the settings and models it was trained with")
+    for name, weight in wanted.items():
+        weight.copy_(saved[name])
+
+
+def _told(what: str, names: Iterable[str]) -> list[str]:
+    found = sorted(names)
+    return [f"{len(found)} weights are {what}, such as {found[0]}"] if found else []

@@ -1,0 +1,205 @@
+"""All that a fine-tuning can be told, one field a flag: the field's help is the flag's documentation.
+
+Booleans are given as `--use_lora`, `--use_lora true`, `--use_lora false`, or `--no_use_lora` where the default is true.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from earmark.errors import ConfigError
+
+
+def _flag(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which models, which of their parts train, in which types."""
+
+    _argument_group_name = "model"
+
+    whisper_model: str = field(metadata={"help": "folder or hub id of a Whisper; its encoder is used"})
+    qwen3_model: str = field(metadata={"help": "folder or hub id of a Qwen3 causal language model with its tokenizer"})
+    freeze_whisper: bool = _flag(True, "leave Whisper's encoder as it is")
+    whisper_cpu: bool = _flag(False, "run Whisper on the CPU, to save GPU memory; it must be frozen")
+    projector: Literal["linear", "mlp"] = _flag("mlp", "one linear layer, or two with GELU between")
+    projector_stack: int = _flag(5, "encoder states of 20 ms put side by side in one audio token")
+    projector_fp32: bool = _flag(True, "keep and run the projector in float32")
+    projector_scale: float = _flag(0.1, "factor on the projector's Xavier initialisation: a quiet start")
+    use_lora: bool = _flag(False, "train LoRA adapters on Qwen3 (PEFT)")
+    lora_r: int = _flag(8, "rank of the adapters")
+    lora_alpha: float = _flag(16.0, "adapters are scaled by lora_alpha / lora_r")
+    lora_dropout: float = _flag(0.05, "dropout in front of the adapters")
+    lora_targets: str = _flag("q_proj,v_proj", "which of Qwen3's linear layers get adapters, by comma")
+    lora_fp32: bool = _flag(
+        True,
+        "keep the adapters in float32 whatever Qwen3's type is; else they take its type (float16 is refused)",
+    )
+    lora_init_scale: float = _flag(1.0, "factor on lora_A's initialisation (lora_B begins at zero)")
+    train_qwen3_layers: int = _flag(0, "train that many of Qwen3's last layers whole, in float32; LoRA leaves them out")
+    qwen3_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _flag(
+        "auto", "type of Qwen3's frozen weights; auto: bfloat16 on a GPU, float32 on a CPU"
+    )
+    load_in_4bit: bool = _flag(False, "quantise Qwen3 to 4 bit (QLoRA); needs bitsandbytes, a GPU and use_lora")
+    load_in_8bit: bool = _flag(False, "quantise Qwen3 to 8 bit; needs bitsandbytes, a GPU and use_lora")
+    device_map: str | None = _flag(
+        None, "spread Qwen3 over the GPUs of one process: auto, balanced or sequential; default: one device"
+    )
+    clamp_q_proj_input: float = _flag(0.0, "clamp what enters the first q_proj to plus or minus this; 0: off")
+
+    def __post_init__(self) -> None:
+        _at_least(1, projector_stack=self.projector_stack, lora_r=self.lora_r)
+        _at_least(0, train_qwen3_layers=self.train_qwen3_layers, clamp_q_proj_input=self.clamp_q_proj_input)
+        _over_zero(
+            projector_scale=self.projector_scale, lora_init_scale=self.lora_init_scale, lora_alpha=self.lora_alpha
+        )
+        if not 0 <= self.lora_dropout < 1:
+            raise ConfigError(f"lora_dropout is {self.lora_dropout}; give a share from 0 to less than 1")
+        if self.whisper_cpu and not self.freeze_whisper:
+            raise ConfigError("whisper_cpu runs Whisper without training it; set freeze_whisper as well")
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ConfigError("load_in_4bit and load_in_8bit exclude each other; set one of them")
+        if (self.load_in_4bit or self.load_in_8bit) and (not self.use_lora or self.train_qwen3_layers):
+            raise ConfigError("quantised weights cannot train; set use_lora, and train_qwen3_layers to 0")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which conversations, and which of them are good enough."""
+
+    _argument_group_name = "data"
+
+    train_json: str = field(metadata={"help": "JSON lines, or one JSON list, to train on"})
+    valid_json: str | None = _flag(None, "the same, to compute the loss on after each epoch")
+    data_mode: Literal["conversation", "flat"] = _flag(
+        "conversation",
+        'conversation: {"conversations": [{"from", "value"}, ...]} with one <audio>/path</audio> in one of the turns; '
+        'flat: {"audio", "text", "prompt"?}',
+    )
+    max_length: int = _flag(2048, "longest sequence, in tokens, audio tokens among them")
+    all_masked: Literal["reject", "keep_last"] = _flag(
+        "reject",
+        "where max_length cuts all of the assistant's tokens off: reject the line, or take tokens out in front of the "
+        "assistant's last turn instead (never audio)",
+    )
+    min_valid_labels: int = _flag(2, "reject a line with fewer tokens that count in the loss than this")
+    max_rejected_fraction: float = _flag(0.1, "fail when more of the lines than this are rejected")
+
+    def __post_init__(self) -> None:
+        _at_least(1, max_length=self.max_length, min_valid_labels=self.min_valid_labels)
+        if not 0 <= self.max_rejected_fraction <= 1:
+            raise ConfigError(f"max_rejected_fraction is {self.max_rejected_fraction}; give a share from 0 to 1")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How long, how fast, and where to."""
+
+    _argument_group_name = "training"
+
+    output_dir: str = field(metadata={"help": "folder for the trained weights, reports and checkpoints"})
+    num_train_epochs: float = _flag(3.0, "passes over the data")
+    per_device_train_batch_size: int = _flag(4, "conversations in a batch of one device")
+    gradient_accumulation_steps: int = _flag(1, "batches to one optimiser step")
+    learning_rate: float = _flag(1e-4, "AdamW's, at its highest")
+    lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup"] = _flag("cosine", "its course after warm-up")
+    warmup_ratio: float = _flag(0.03, "share of the steps in which it rises from zero")
+    weight_decay: float = _flag(0.0, "AdamW's")
+    save_steps: int = _flag(0, "optimiser steps between two checkpoints; 0: one an epoch")
+    save_total_limit: int = _flag(2, "checkpoints that are kept")
+    resume: bool = _flag(True, "go on from the newest whole checkpoint of the same settings, data and versions")
+    resume_tolerance: float = _flag(
+        1e-3, "relative: how far the loss of the checked step after resuming may be from what the checkpoint recorded"
+    )
+    logging_steps: int = _flag(10, "optimiser steps to a line of train_metrics.jsonl")
+    dataloader_num_workers: int = _flag(0, "processes that read audio ahead")
+    seed: int = _flag(0, "of initial weights, order and dropout")
+
+    def __post_init__(self) -> None:
+        _at_least(
+            1, per_device_train_batch_size=self.per_device_train_batch_size, save_total_limit=self.save_total_limit,
+            gradient_accumulation_steps=self.gradient_accumulation_steps, logging_steps=self.logging_steps,
+        )  # fmt: skip
+        _at_least(0, save_steps=self.save_steps, warmup_ratio=self.warmup_ratio, weight_decay=self.weight_decay)
+        _over_zero(learning_rate=self.learning_rate, num_train_epochs=self.num_train_epochs)
+        if self.warmup_ratio >= 1:
+            raise ConfigError(f"warmup_ratio is {self.warmup_ratio}; give a share from 0 to less than 1")
+
+
+@dataclass(frozen=True)
+class StabilitySettings:
+    """What keeps a training from blowing up, and what tells why it did."""
+
+    _argument_group_name = "stability"
+
+    max_grad_norm: float = _flag(1.0, "clip gradients to this norm; 0: off")
+    lora_grad_clip: float = _flag(0.0, "clip the adapters' gradients by themselves, to this norm; 0: with all others")
+    freeze_projector_steps: int = _flag(0, "leave the projector as it is for so many optimiser steps")
+    early_lr_factor: float = _flag(1.0, "factor on the learning rate in the first early_lr_steps")
+    early_lr_steps: int = _flag(0, "how many optimiser steps that is")
+    on_nan: Literal["stop", "skip"] = _flag(
+        "stop", "a loss or gradient that is not finite stops the run, or skips that step (and is counted)"
+    )
+    max_nan_skips: int = _flag(10, "with on_nan skip: stop after so many skipped steps on end")
+    grad_norm_ema_decay: float = _flag(0.0, "watch the gradients' norm against its moving average; 0: off, else 0.99")
+    grad_norm_spike: float = _flag(4.0, "log a norm over so many times the average")
+    grad_norm_lr_reaction: bool = _flag(False, "and lower the learning rate of that step in proportion")
+    manual_loss: bool = _flag(
+        False, "compute the loss outside the model, at labelled positions alone (less memory, the same value)"
+    )
+    debug_loss: bool = _flag(False, "log the loss and the number of labels of each batch")
+
+    def __post_init__(self) -> None:
+        _at_least(
+            0, max_grad_norm=self.max_grad_norm, lora_grad_clip=self.lora_grad_clip, max_nan_skips=self.max_nan_skips,
+            freeze_projector_steps=self.freeze_projector_steps, early_lr_steps=self.early_lr_steps,
+        )  # fmt: skip
+        _over_zero(early_lr_factor=self.early_lr_factor, grad_norm_spike=self.grad_norm_spike)
+        if not 0 <= self.grad_norm_ema_decay < 1:
+            raise ConfigError(f"grad_norm_ema_decay is {self.grad_norm_ema_decay}; give 0, or a share below 1")
+        if self.grad_norm_lr_reaction and not self.grad_norm_ema_decay:
+            raise ConfigError("grad_norm_lr_reaction needs an average to react to; set grad_norm_ema_decay (say 0.99)")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The four groups together."""
+
+    model: ModelSettings
+    data: DataSettings
+    train: TrainSettings
+    stability: StabilitySettings
+
+
+def parse_settings(arguments: list[str], program: str = "earmark finetune") -> Settings:
+    """The settings in command-line `arguments`. ConfigError where values do not go together; argparse's own exits."""
+    from transformers import HfArgumentParser
+
+    groups = [ModelSettings, DataSettings, TrainSettings, StabilitySettings]
+    parser = HfArgumentParser(
+        groups,  # type: ignore[arg-type]  # any iterable of dataclasses
+        prog=program,
+        description="Fine-tune Whisper's encoder + projector + Qwen3 on conversations about audio.",
+    )
+    return Settings(*parser.parse_args_into_dataclasses(args=arguments, look_for_args_file=False))
+
+
+def as_dict(settings: Settings) -> dict[str, Any]:
+    """The settings as plain JSON values, by group."""
+    return dataclasses.asdict(settings)
+
+
+def _at_least(lowest: int, **values: float) -> None:
+    for name, value in values.items():
+        if value < lowest:
+            raise ConfigError(f"{name} is {value}; give at least {lowest}")
+
+
+def _over_zero(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ConfigError(f"{name} is {value}; give more than 0")

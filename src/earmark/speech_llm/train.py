@@ -1,0 +1,181 @@
+"""Fine-tuning from settings to a folder of trained weights."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from earmark.artifacts import atomic_folder, write_json, write_jsonl
+from earmark.errors import ConfigError
+from earmark.files import read_json
+from earmark.speech_llm.audit import audit, declared
+from earmark.speech_llm.batches import Collator, Samples, read_samples
+from earmark.speech_llm.checkpoints import WEIGHTS, last_checkpoint, training_key
+from earmark.speech_llm.labels import ChatLabels
+from earmark.speech_llm.model import WhisperQwen3, load_trained, save_trained
+from earmark.speech_llm.settings import ModelSettings, Settings, as_dict
+from earmark.speech_llm.trainer import SpeechTrainer
+from earmark.speech_llm.whisper_qwen3 import build_model, load_tokenizer
+
+log = logging.getLogger(__name__)
+
+SETTINGS = "speech_llm.json"
+TOKENIZER = "tokenizer"
+_TIMINGS = ("_runtime", "_per_second")
+
+
+def finetune(settings: Settings) -> None:
+    """Train, and write to `output_dir`:
+
+    trained.safetensors (what was trained, no more), speech_llm.json (settings) and tokenizer/, which `load` takes;
+    audit.json (trainable parameters by part, with types), train_metrics.jsonl, train_data.json and valid_data.json
+    (lines kept and rejected, labels), train_data.rejected.jsonl and valid_data.rejected.jsonl, checkpoints/.
+
+    Under torchrun each process takes its share of every batch. A killed training goes on from its last whole
+    checkpoint, and ends with the weights of one that nobody disturbed. EarmarkError where there is nothing to train
+    on, a model cannot be loaded, a parameter trains that must not, or the training diverges.
+    """
+    _check_devices(settings.model)
+    output = Path(settings.train.output_dir)
+    data = [Path(path) for path in (settings.data.train_json, settings.data.valid_json) if path]
+    processes = _processes()
+    checkpoints = output / "checkpoints" / training_key(settings, data, processes)
+    arguments = _training_arguments(settings, checkpoints)
+    is_first = arguments.process_index == 0
+    tokenizer = load_tokenizer(settings.model.qwen3_model)
+    chat = ChatLabels(tokenizer)
+    model = build_model(settings.model, chat.audio_id, settings.train.seed)
+    report = audit(model, declared(model, settings.model))
+    with tempfile.TemporaryDirectory(prefix="earmark-data-") as scratch:  # for the reports of the other processes
+        train, valid = _read(settings, output if is_first else Path(scratch), chat, model)
+    trainer = SpeechTrainer(
+        model,
+        arguments,
+        samples=train,
+        valid=valid,
+        collator=_collator(model, chat),
+        stability=settings.stability,
+        folder=output if is_first else output / f"process_{arguments.process_index}",
+        resume_tolerance=settings.train.resume_tolerance,
+    )
+    if is_first:
+        write_json(output / "audit.json", report)
+        if any("bfloat16" in part["trainable_dtypes"] for part in report["parts"].values()):
+            log.warning(
+                "weights train in bfloat16: steps below 1/256 of a weight are lost; lora_fp32 and projector_fp32"
+            )
+        log.info("%d of %d parameters train: %s", report["trainable"], report["parameters"], _shares(report))
+    checkpoint = last_checkpoint(checkpoints, processes) if settings.train.resume else None
+    if checkpoint is not None:
+        log.info("a killed training of these settings goes on from %s", checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    if is_first:
+        if trainer.monitor.skipped:
+            log.warning("%d steps were skipped because of NaN or infinity", trainer.monitor.skipped)
+        write_jsonl(output / "train_metrics.jsonl", _metrics(trainer.state.log_history))
+        with atomic_folder(output / TOKENIZER) as folder:
+            tokenizer.save_pretrained(folder)
+        write_json(output / SETTINGS, {"architecture": "whisper_qwen3", **as_dict(settings)})
+        save_trained(model, output / WEIGHTS)
+        log.info("%s: trained weights of %d steps", output / WEIGHTS, trainer.state.global_step)
+
+
+def load(folder: Path) -> tuple[WhisperQwen3, ChatLabels, Collator]:
+    """A trained model in evaluation mode, on the CPU, with its chat template and what makes its batches.
+
+    ConfigError if a base model cannot be loaded, or the folder's weights do not fit it.
+    """
+    settings = ModelSettings(**read_json(folder / SETTINGS)["model"])
+    chat = ChatLabels(load_tokenizer(str(folder / TOKENIZER)))
+    model = build_model(settings, chat.audio_id, seed=0)
+    load_trained(model, folder / WEIGHTS)
+    return model.eval(), chat, _collator(model, chat)
+
+
+def _read(settings: Settings, output: Path, chat: ChatLabels, model: WhisperQwen3) -> tuple[Samples, Samples | None]:
+    limits = {"max_states": model.whisper.max_states, "stack": model.projector.stack}
+    data = settings.data
+    train = read_samples(Path(data.train_json), output / "train_data.json", chat, data, **limits)
+    if data.valid_json is None:
+        return train, None
+    return train, read_samples(Path(data.valid_json), output / "valid_data.json", chat, data, **limits)
+
+
+def _collator(model: WhisperQwen3, chat: ChatLabels) -> Collator:
+    return Collator(
+        mel_bins=model.whisper.encoder.config.num_mel_bins,
+        max_states=model.whisper.max_states,
+        stack=model.projector.stack,
+        audio_id=chat.audio_id,
+        pad_id=chat.end_id,
+    )
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's
+
+
+def _check_devices(settings: ModelSettings) -> None:
+    processes = _processes()
+    if settings.device_map and processes > 1:
+        raise ConfigError("device_map spreads one process over GPUs; leave it out under torchrun, or torchrun out")
+    if processes == 1 and torch.cuda.device_count() > 1 and not settings.device_map:
+        raise ConfigError(
+            f"{torch.cuda.device_count()} GPUs are visible to one process; start torchrun --nproc_per_node "
+            f"{torch.cuda.device_count()} -m earmark.speech_llm, set device_map, or CUDA_VISIBLE_DEVICES to one"
+        )
+
+
+def _training_arguments(settings: Settings, checkpoints: Path) -> TrainingArguments:
+    train, on_gpu = settings.train, torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=train.num_train_epochs,
+        per_device_train_batch_size=train.per_device_train_batch_size,
+        per_device_eval_batch_size=train.per_device_train_batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.lr_scheduler_type,
+        warmup_steps=train.warmup_ratio,
+        weight_decay=train.weight_decay,
+        max_grad_norm=0.0,  # ClipGradients does it
+        eval_strategy="epoch" if settings.data.valid_json else "no",
+        prediction_loss_only=True,
+        label_names=["labels"],
+        save_strategy="steps" if train.save_steps else "epoch",
+        save_steps=train.save_steps or 500,
+        # The one before must stay for as long as the newest is half written.
+        save_total_limit=max(2, train.save_total_limit),
+        logging_steps=train.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=train.dataloader_num_workers,
+        dataloader_pin_memory=on_gpu,
+        ddp_find_unused_parameters=False,
+        ddp_backend="gloo" if _processes() > 1 and not on_gpu else None,
+        use_cpu=not on_gpu,
+        seed=train.seed,
+        data_seed=train.seed,
+    )
+
+
+def _shares(report: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {part['trainable']} of {part['parameters']}" for name, part in report["parts"].items())
+
+
+def _metrics(history: list[dict[str, float]]) -> Iterator[dict[str, float]]:
+    """The lines of train_metrics.jsonl, without how long things took and the closing summary of this process alone."""
+    for entry in history:
+        if "train_runtime" not in entry:
+            figures = {name: value for name, value in sorted(entry.items()) if not name.endswith(_TIMINGS)}
+            yield {"step": figures.pop("step"), "epoch": round(figures.pop("epoch"), 4), **figures}

@@ -1,0 +1,163 @@
+"""Building the model from its settings: loading the two bases, and making what trains."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model, prepare_model_for_kbit_training
+from safetensors import SafetensorError
+from transformers import (
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedTokenizerBase,
+    Qwen3ForCausalLM,
+    WhisperModel,
+)
+
+from earmark.errors import ConfigError
+from earmark.speech_llm.activation_clamp import clamp_first_q_proj
+from earmark.speech_llm.clip_encoder import ClipEncoder
+from earmark.speech_llm.model import WhisperQwen3
+from earmark.speech_llm.projector import AudioProjector
+from earmark.speech_llm.settings import ModelSettings
+
+log = logging.getLogger(__name__)
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Qwen3. ConfigError if there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{source}: no tokenizer could be loaded ({_first_line(error)})") from None
+
+
+def build_model(settings: ModelSettings, audio_id: int, seed: int) -> WhisperQwen3:
+    """The model on the CPU (or where `device_map` puts Qwen3), new weights drawn from `seed`, ready to train.
+
+    Trainable are: the projector; LoRA's adapters, Qwen3's last layers and Whisper where the settings say so.
+    ConfigError if a base cannot be loaded whole, or cannot be quantised here.
+    """
+    whisper = ClipEncoder(
+        _load_whisper(settings.whisper_model).encoder, frozen=settings.freeze_whisper, keep_on_cpu=settings.whisper_cpu
+    )
+    qwen3 = _load_qwen3(settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        projector = AudioProjector(
+            whisper.dim,
+            qwen3.config.hidden_size,
+            kind=settings.projector,
+            stack=settings.projector_stack,
+            scale=settings.projector_scale,
+        )
+        if not settings.projector_fp32:
+            projector.to(qwen3.model.embed_tokens.weight.dtype)
+        if settings.use_lora:
+            _add_lora(qwen3, settings)
+    for layer in qwen3.model.layers[_first_trained_layer(qwen3, settings) :]:
+        layer.float().requires_grad_(True)
+    if settings.clamp_q_proj_input:
+        clamp_first_q_proj(qwen3, settings.clamp_q_proj_input)
+    model = WhisperQwen3(whisper, projector, qwen3, audio_id)
+    if model.is_spread:
+        whisper.to(model.token_table.device)
+        projector.to(model.token_table.device)
+    return model
+
+
+def _first_trained_layer(qwen3: Qwen3ForCausalLM, settings: ModelSettings) -> int:
+    layers = len(qwen3.model.layers)
+    if settings.train_qwen3_layers > layers:
+        raise ConfigError(f"train_qwen3_layers is {settings.train_qwen3_layers}; {settings.qwen3_model} has {layers}")
+    return layers - settings.train_qwen3_layers
+
+
+def _add_lora(qwen3: Qwen3ForCausalLM, settings: ModelSettings) -> None:
+    layers = _first_trained_layer(qwen3, settings)
+    if not layers:
+        raise ConfigError("train_qwen3_layers leaves no layer for LoRA; lower it, or leave use_lora out")
+    targets = [target.strip() for target in settings.lora_targets.split(",") if target.strip()]
+    config = LoraConfig(
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # peft divides it by r
+        lora_dropout=settings.lora_dropout,
+        target_modules=targets,
+        layers_to_transform=list(range(layers)),
+        layers_pattern="layers",
+    )
+    try:
+        inject_adapter_in_model(config, qwen3)
+    except ValueError as error:
+        raise ConfigError(f"lora_targets {settings.lora_targets!r}: {_first_line(error)}") from None
+    for name, parameter in qwen3.named_parameters():
+        if ".lora_" not in name:
+            continue
+        base = qwen3.get_parameter(name[: name.index(".lora_")] + ".base_layer.weight")
+        if settings.lora_fp32:
+            parameter.data = parameter.data.float()
+        elif base.dtype.is_floating_point:
+            parameter.data = parameter.data.to(base.dtype)
+        if ".lora_A." in name:
+            parameter.data *= settings.lora_init_scale
+
+
+def _load_whisper(source: str) -> WhisperModel:
+    # The whole model: WhisperEncoder.from_pretrained looks for names without the prefix and silently loads nothing.
+    model, info = _loaded(WhisperModel, source, "Whisper", dtype=torch.float32)
+    _check_whole(source, info, "encoder")
+    return model
+
+
+def _load_qwen3(settings: ModelSettings) -> Qwen3ForCausalLM:
+    source, on_gpu = settings.qwen3_model, torch.cuda.is_available()
+    automatic = torch.bfloat16 if on_gpu else torch.float32
+    dtype = automatic if settings.qwen3_dtype == "auto" else getattr(torch, settings.qwen3_dtype)
+    options: dict[str, Any] = {"dtype": dtype}
+    if settings.device_map:
+        options["device_map"] = settings.device_map
+    if quantised := settings.load_in_4bit or settings.load_in_8bit:
+        options["quantization_config"] = quantisation(settings, dtype)
+    model, info = _loaded(Qwen3ForCausalLM, source, "Qwen3", **options)
+    _check_whole(source, info, "")
+    if quantised:
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return model.requires_grad_(False)
+
+
+def quantisation(settings: ModelSettings, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """What load_in_4bit or load_in_8bit asks for. ConfigError without bitsandbytes or a GPU."""
+    flag = "load_in_4bit" if settings.load_in_4bit else "load_in_8bit"
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(f"{flag} needs the package bitsandbytes, which is not installed; pip install bitsandbytes")
+    if not torch.cuda.is_available():
+        raise ConfigError(f"{flag} needs a CUDA GPU, and there is none here; leave the flag out, or run on a GPU")
+    return BitsAndBytesConfig(
+        load_in_4bit=settings.load_in_4bit,
+        load_in_8bit=settings.load_in_8bit,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _loaded(kind: Any, source: str, name: str, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(source, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(
+            f"{source}: no {name} could be loaded ({_first_line(error)}). Give a complete folder or a hub id"
+        ) from None
+
+
+def _check_whole(source: str, info: dict[str, Any], part: str) -> None:
+    """ConfigError where `transformers` would silently leave weights random."""
+    lost = sorted(str(key) for key in (*info["missing_keys"], *info["mismatched_keys"]) if part in str(key))
+    if lost:
+        raise ConfigError(f"{source}: the checkpoint lacks {len(lost)} weights, such as {lost[0]}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,5 +1,8 @@
 # make demo   set up .venv, run the whole chain on data/demo, print the figures and where the report is
+# make demo-llm   the same with a speech language model beside the retriever, tiny and random: it shows the chain
 # make test   set up .venv and run the tests
+# make test-slurm       tests on a throwaway Slurm on this machine, installed where it is missing (root, apt); make
+#                       test-slurm-full adds the slow ones
 # make lint   what CI checks besides the tests
 # make lock   pin the dependencies of pyproject.toml anew (needs uv)
 # make clean  remove what the demo made; make distclean removes .venv too
@@ -12,7 +15,7 @@ PIP_FLAGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint lock clean distclean setup
+.PHONY: demo demo-llm test test-slurm test-slurm-full lint lock clean distclean setup
 .DEFAULT_GOAL := demo
 
 setup: $(READY)
@@ -34,8 +37,19 @@ demo: $(READY)
 	$(BIN)/snakemake --profile profiles/local
 	@$(BIN)/earmark figures data/demo
 
+demo-llm: $(READY)
+	$(BIN)/python benchmarks/tiny_qwen3.py data/demo_llm/tiny_qwen3
+	$(BIN)/snakemake --profile profiles/local --configfile benchmarks/demo_llm.yaml
+	@$(BIN)/earmark figures data/demo
+
 test: $(READY)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-slurm: $(READY)
+	$(BIN)/python -m pytest -m "slurm and not slurm_full" tests/slurm $(PYTEST_FLAGS)
+
+test-slurm-full: $(READY)
+	$(BIN)/python -m pytest -m slurm tests/slurm $(PYTEST_FLAGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

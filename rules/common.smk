@@ -22,9 +22,11 @@ if config["retrieval"]["random_control"]:
     WEIGHTS = ENCODER["retriever"].removeprefix("bundled:")
     ENCODER["retriever_random"] = f"random:{WEIGHTS}"
 BACKENDS = list(ENCODER)
+# Beside the retriever: they answer in words.
+SPEECH_LLMS = config["train"]["backends"][1:]
 # What transcripts are searched by, where there are any: the comparison with doing without a retriever.
 MATCHES = ["letters", "phonemes"] if config["evaluate"]["transcripts"] else []
-EVALUATED = [*BACKENDS, *(f"transcript_{match}" for match in MATCHES)]
+EVALUATED = [*BACKENDS, *(f"transcript_{match}" for match in MATCHES), *SPEECH_LLMS]
 FIGURES = {
     name: value for name, value in config["evaluate"].items() if name != "transcripts"
 }
@@ -39,6 +41,7 @@ wildcard_constraints:
     split="|".join(SPLITS),
     format="funasr_nano|funasr|conversation|flat",
     backend="|".join(BACKENDS),
+    speech_llm="whisper_qwen3",
     match="letters|phonemes",
 
 
@@ -47,11 +50,23 @@ def sharded(stage):
     return [DATA / stage / f"{shard}.parquet" for shard in SHARDS]
 
 
-def grows(mem_mb, runtime_min):
-    """Resources that double with every retry: a job killed for memory or time is asked for again with more."""
+def grows(mem_mb, runtime_min, gpus=0):
+    """Resources that double with every retry: a job killed for memory or time is asked for again with more.
+
+    With them goes where Slurm is to run the job, as the section `cluster` has it; a local run reads none of that.
+    """
+    cluster = config["cluster"]
+    on_gpu = gpus and cluster["gpu_partition"] is not None
+    kind, _, count = cluster["gpu_gres"].rpartition(":")
+    place = {
+        "slurm_partition": cluster["gpu_partition" if on_gpu else "cpu_partition"],
+        "slurm_account": cluster["account"],
+        "gres": f"{kind}:{int(count) * gpus}" if on_gpu else None,
+    }
     return {
         "mem_mb": lambda wildcards, attempt: mem_mb * 2 ** (attempt - 1),
         "runtime": lambda wildcards, attempt: runtime_min * 2 ** (attempt - 1),
+        **{name: value for name, value in place.items() if value is not None},
     }
 
 

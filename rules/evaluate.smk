@@ -45,7 +45,7 @@ rule transcribe:
         LOGS / "benchmarks/transcribe/{shard}.tsv"
     threads: 1
     resources:
-        **grows(mem_mb=3000, runtime_min=240),
+        **grows(mem_mb=3000, runtime_min=240, gpus=1),
     params:
         model=config["evaluate"]["transcripts"],
         language=config["corpus"]["language"],

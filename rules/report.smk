@@ -6,7 +6,7 @@ rule report:
         funnel=rules.funnel.output,
         conflicts=rules.glossary.output.conflicts,
         alignment=[] if CHUNKS["from_file"] else rules.align_summary.output,
-        models=[DATA / "models" / backend for backend in BACKENDS],
+        models=[DATA / "models" / backend for backend in [*BACKENDS, *SPEECH_LLMS]],
         metrics=[DATA / "evaluation" / name / "metrics.json" for name in EVALUATED],
         predictions=[
             DATA / "evaluation" / name / "predictions.parquet" for name in EVALUATED
@@ -25,7 +25,8 @@ rule report:
         run_folder=DATA,
         shards=SHARDS,
         benchmarks=LOGS / "benchmarks",
-        config=config,
+        # Where jobs run makes no other result: a change of it writes no report anew.
+        config={name: value for name, value in config.items() if name != "cluster"},
     message:
         "Writing the report"
     script:

@@ -1,4 +1,12 @@
 # train: chunks -> features/{backend}/{shard}.parquet (the frozen encoder, run once) -> models/{backend}/
+# With hard negatives, a pooled retriever is trained in rounds, each with what the one before takes for one another:
+# rounds/{backend}/0/ -> hard_negatives/{backend}/1.parquet -> rounds/{backend}/1/ -> ... -> models/{backend}/
+MINING = config["retrieval"]["pooled"]["hard_negatives"]
+ROUNDS = MINING["rounds"] if INTERACTION == "pooled" and MINING["mode"] != "skip" else 0
+
+
+wildcard_constraints:
+    round=r"\d+",
 
 
 rule encode:
@@ -12,7 +20,7 @@ rule encode:
         LOGS / "benchmarks/encode/{backend}.{shard}.tsv"
     threads: config["retrieval"]["encode_threads"]
     resources:
-        **grows(mem_mb=3000, runtime_min=120),
+        **grows(mem_mb=3000, runtime_min=120, gpus=1),
     params:
         encoder=lambda wildcards: ENCODER[wildcards.backend],
         layer=config["retrieval"]["layer"],
@@ -33,15 +41,22 @@ rule train_backend:
         glossary=rules.glossary.output.glossary,
         alt2main=rules.glossary.output.alt2main,
         lexicon=optional(LEXICON),
+        hard_negatives=(
+            DATA / "hard_negatives/{backend}" / f"{ROUNDS}.parquet" if ROUNDS else []
+        ),
     output:
         directory(DATA / "models/{backend}"),
     log:
         LOGS / "train/{backend}.log",
     benchmark:
         LOGS / "benchmarks/train/{backend}.tsv"
-    threads: config["train"]["threads"]
+    threads: config["train"]["threads"] * config["train"]["processes"]
     resources:
-        **grows(mem_mb=3500, runtime_min=240),
+        **grows(
+            mem_mb=2000 + 1500 * config["train"]["processes"],
+            runtime_min=240,
+            gpus=config["train"]["processes"],
+        ),
     params:
         encoder=lambda wildcards: ENCODER[wildcards.backend],
         layer=config["retrieval"]["layer"],
@@ -49,6 +64,9 @@ rule train_backend:
         settings=config["retrieval"][INTERACTION],
         schedule=config["train"]["schedule"],
         augmentation=config["train"]["augmentation"],
+        processes=config["train"]["processes"],
+        log_steps=config["train"]["log_steps"],
+        tensorboard=config["train"]["tensorboard"],
         seed=config["seed"],
     message:
         "Training {wildcards.backend}"
@@ -56,8 +74,76 @@ rule train_backend:
         "../workflow/scripts/train_backend.py"
 
 
+use rule train_backend as train_round with:
+    input:
+        features=[DATA / "features/{backend}" / f"{shard}.parquet" for shard in SHARDS],
+        train=DATA / "splits/train.parquet",
+        dev=DATA / "splits/dev.parquet",
+        glossary=rules.glossary.output.glossary,
+        alt2main=rules.glossary.output.alt2main,
+        lexicon=optional(LEXICON),
+        # The first training has none.
+        hard_negatives=lambda wildcards: (
+            []
+            if wildcards.round == "0"
+            else DATA / f"hard_negatives/{wildcards.backend}/{wildcards.round}.parquet"
+        ),
+    output:
+        directory(DATA / "rounds/{backend}/{round}"),
+    log:
+        LOGS / "train/{backend}.{round}.log",
+    benchmark:
+        LOGS / "benchmarks/train/{backend}.{round}.tsv"
+    message:
+        "Training {wildcards.backend}, to be mined for hard negatives (round {wildcards.round})"
+
+
+rule mine_round:
+    input:
+        model=lambda wildcards: DATA
+        / f"rounds/{wildcards.backend}/{int(wildcards.round) - 1}",
+        earlier=lambda wildcards: (
+            DATA
+            / f"hard_negatives/{wildcards.backend}/{int(wildcards.round) - 1}.parquet"
+            if MINING["mode"] == "update" and wildcards.round != "1"
+            else []
+        ),
+        train=DATA / "splits/train.parquet",
+        glossary=rules.glossary.output.glossary,
+        alt2main=rules.glossary.output.alt2main,
+        lexicon=optional(LEXICON),
+    output:
+        DATA / "hard_negatives/{backend}/{round}.parquet",
+    log:
+        LOGS / "mine/{backend}.{round}.log",
+    benchmark:
+        LOGS / "benchmarks/mine/{backend}.{round}.tsv"
+    threads: 1
+    resources:
+        **grows(mem_mb=2000, runtime_min=60),
+    params:
+        k=MINING["k"],
+        pronunciation=MINING["pronunciation"],
+        index=config["retrieval"]["pooled"]["index"],
+    message:
+        "Mining hard negatives for {wildcards.backend}, round {wildcards.round}"
+    script:
+        "../workflow/scripts/mine_round.py"
+
+
+rule mine:
+    input:
+        [
+            DATA / "hard_negatives" / backend / f"{ROUNDS}.parquet"
+            for backend in BACKENDS
+            if ROUNDS
+        ],
+    message:
+        "Stage mine is whole"
+
+
 rule train:
     input:
-        [DATA / "models" / backend for backend in BACKENDS],
+        [DATA / "models" / backend for backend in [*BACKENDS, *SPEECH_LLMS]],
     message:
         "Stage train is whole"

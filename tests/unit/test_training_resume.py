@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import re
@@ -14,47 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
-import torch
 from safetensors.torch import load_file
-from transformers import Trainer, TrainerState, WhisperConfig, WhisperModel
+from tiny_run import RECIPES, SETTINGS, STEPS, checksums, make_inputs, training
+from transformers import Trainer, TrainerState
 
-from earmark.artifacts import FEATURES, SPLITS, write_json, write_table
 from earmark.logs import job_log
 from earmark.retrieval import checkpoints
-from earmark.retrieval.augmentation import FrameAugmentation
 from earmark.retrieval.checkpoints import checkpoints_beside, last_checkpoint
 from earmark.retrieval.model import TermRetriever
-from earmark.retrieval.recipes import AlignmentRecipe, PooledRecipe
-from earmark.retrieval.train import Schedule, train_retriever
-
-DIM = 16
-TERMS = ["rome", "oslo", "lima", "paris", "bonn", "kyoto", "quito", "accra"]
-STEPS = 6  # in an epoch: the trainer logs every tenth step, so losses are under way at an epoch's end
-EPOCHS = 4
-
-# Dropout, masks, a choice of surfaces and a learned threshold in the loss: all that a restart could get wrong.
-RECIPES = {
-    "alignment": AlignmentRecipe(
-        units="letters", lexicon={}, head={"hidden_dim": 16, "blocks": 1, "kernel_size": 3, "dropout": 0.2},
-        candidates=10, text_weight=1.0, term_weight=0.5, temperature=1.5, max_surfaces=6,
-    ),
-    "pooled": PooledRecipe(
-        embedding_dim=16, head={"hidden_dim": 16, "queries": 2, "blocks": 1, "kernel_size": 3, "dropout": 0.2},
-        tower={"buckets": 256, "shortest_ngram": 2, "longest_ngram": 3, "hidden_dim": 16, "dropout": 0.2},
-        candidates=10, text_weight=0.3, term_weight=0.7, temperature=0.1, max_surfaces=6, max_phrases=8,
-        longest_phrase=2,
-    ),
-}  # fmt: skip
-SETTINGS: dict[str, Any] = {
-    "layer": -1,
-    "schedule": Schedule(EPOCHS, patience=4, batch_size=4, learning_rate=0.01, warmup_ratio=0.1, weight_decay=0.01),
-    "augmentation": FrameAugmentation(crop_frames=2, mask_spans=2, mask_frames=3, noise=0.1),
-    "seed": 3,
-    "threads": 1,
-}
+from earmark.retrieval.train import train_retriever
 
 
 def _die(*_: Any, **__: Any) -> None:
@@ -86,11 +54,7 @@ def _train(run: Path, interaction: str, moment: str | None, changes: dict[str, A
         original, calls = getattr(owner, name), iter(range(1, 1000))
         setattr(owner, name, lambda *a, **k: death(*a, **k) if next(calls) == number else original(*a, **k))
     with job_log(run / "train.log"):
-        train_retriever(
-            [run / "features.parquet"], run / "splits", run / "glossary.json", run / "alt2main.json",
-            run / "models" / interaction, encoder=str(run / "encoder"), recipe=RECIPES[interaction],
-            **(SETTINGS | changes),
-        )  # fmt: skip
+        train_retriever(**training(run, run / "models" / interaction, RECIPES[interaction], **changes))
 
 
 class Run:
@@ -112,9 +76,7 @@ class Run:
 
     def result(self, interaction: str) -> dict[str, str]:
         """A checksum of every file of the trained model."""
-        model = self.folder / "models" / interaction
-        files = sorted(path for path in model.rglob("*") if path.is_file())
-        return {str(path.relative_to(model)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        return checksums(self.folder / "models" / interaction)
 
     @property
     def models(self) -> list[str]:
@@ -123,42 +85,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    torch.manual_seed(0)
-    sizes = {"d_model": DIM, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
-    tokens = {"vocab_size": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}
-    WhisperModel(
-        WhisperConfig(**sizes, **tokens, decoder_attention_heads=2, encoder_ffn_dim=8, decoder_ffn_dim=8)
-    ).save_pretrained(folder / "encoder")
-    write_json(folder / "glossary.json", {term: {"term": term, "aliases": []} for term in TERMS})
-    write_json(folder / "alt2main.json", {})
-    random = np.random.default_rng(0)
-    voices = {term: random.standard_normal(DIM) for term in (*TERMS, None)}
-    features = []
-    for split, repeats in (("train", 3), ("dev", 1)):
-        rows = [_row(f"{split}-{term}-{n}", term) for n in range(repeats) for term in [*TERMS[:7], None]]
-        write_table(folder / "splits" / f"{split}.parquet", pa.Table.from_pylist(rows, schema=SPLITS))
-        for row in rows:
-            frames = random.standard_normal((int(random.integers(24, 32)), DIM)) + voices[row["term"]]
-            features.append(
-                {"chunk_id": row["chunk_id"], "n_frames": len(frames), "frames": frames.astype("<f2").tobytes()}
-            )
-    write_table(folder / "features.parquet", pa.Table.from_pylist(features, schema=FEATURES))
-    return folder
-
-
-def _row(chunk_id: str, term: str | None) -> dict[str, Any]:
-    return {
-        "chunk_id": chunk_id,
-        "speaker_id": "ann",
-        "term": term,
-        "main_term": term,
-        "has_term": term is not None,
-        "other_terms": [],
-        "seen_term": None if term is None else True,
-        "text": f"we saw {term}" if term else "we saw nothing",
-        "duration_s": 1.2,
-    }
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture
@@ -214,8 +141,8 @@ def test_a_training_may_be_killed_again_and_again(run, undisturbed):
 
 
 def test_the_best_epoch_and_patience_outlive_the_process(run):
-    # So small a step that no dev score changes: none is better than the first, so the third is the last, and is kept.
-    still = {"schedule": replace(SETTINGS["schedule"], learning_rate=1e-12, epochs=9, patience=2)}
+    # No step at all, so no dev figure changes: none is better than the first, so the third is the last, and is kept.
+    still = {"schedule": replace(SETTINGS["schedule"], learning_rate=1e-45, epochs=9, patience=2)}
     assert trained_epochs(run.train("alignment", **still)) == [1, 2, 3]
     whole = run.result("alignment")
     shutil.rmtree(run.folder / "models")
@@ -256,7 +183,7 @@ def test_a_checkpoint_that_is_being_removed_is_no_checkpoint(tmp_path):
     with checkpoints_beside(tmp_path / "models/retriever", "key") as folder:
         for step in (6, 12):
             (folder / f"checkpoint-{step}").mkdir()
-            for name in checkpoints._FILES:
+            for name in (*checkpoints._FILES, "rng_state.pth"):
                 (folder / f"checkpoint-{step}" / name).write_text("{}")
         (folder / "checkpoint-12" / "optimizer.pt").unlink()
         assert last_checkpoint(folder) == folder / "checkpoint-6"

@@ -1,52 +1,38 @@
-"""A run small enough for a test, whole enough to train: a few talks of the demo corpus."""
+"""A finished run, which tests look at, continue or copy."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-TALKS = 2  # of each speaker below
-SPEAKERS = {"train": ["slt", "heart"], "dev": ["awb"], "test": ["rms"]}
+ARTIFACT_OF = {
+    "corpus": "corpus/0001.parquet",
+    "align": "alignments/0001.parquet",
+    "glossary": "glossary/glossary.json",
+    "chunks": "chunks/0001.parquet",
+    "merge": "funnel.json",
+    "export": "export/flat/test.jsonl",
+    "train": "models/retriever/modules.json",
+    "index": "index/retriever/terms.parquet",
+    "evaluate": "evaluation/retriever/metrics.json",
+    "report": "report.html",
+}
 
 
 @pytest.fixture(scope="session")
-def small_config(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A configuration over a few talks of the demo, trained for two epochs: every stage runs, no figure means much."""
-    header, *lines = (demo / "manifest.tsv").read_text(encoding="utf-8").splitlines()
-    columns = header.split("\t")
-    recording, speaker, text = (columns.index(name) for name in ("recording_id", "speaker", "text"))
-    wanted = {name for names in SPEAKERS.values() for name in names}
-    talks: dict[str, list[str]] = {}
-    for line in lines:
-        cells = line.split("\t")
-        found = talks.setdefault(cells[speaker], [])
-        if cells[speaker] in wanted and cells[recording] not in found and len(found) < TALKS:
-            found.append(cells[recording])
-    kept = [line for line in lines if line.split("\t")[recording] in talks[line.split("\t")[speaker]]]
-    manifest = tmp_path_factory.mktemp("small") / "manifest.tsv"
-    manifest.write_text("\n".join([header, *kept]) + "\n", encoding="utf-8")
-    # The first is said by training speakers too, and must be kept out of their chunks.
-    unseen = ("hypertension", "photosynthesis", "yokohama", "gibraltar", "centrifuge")
-    heard = " ".join(line.split("\t")[text] for line in kept)
-    return {
-        "run": "small",
-        "corpus": {"manifest": str(manifest), "audio_root": str(demo), "shards": 2},
-        "align": {
-            # Scoring is most of an alignment's time; tests/workflow/test_real_speech.py has it.
-            "embedded": {"lexicon": str(demo / "lexicon.txt"), "min_quality": None},
-            "reference": str(demo / "word_times.parquet"),
-        },
-        "glossary": {
-            "terms": [str(demo / "glossary_filtered.json")],
-            "aliases": [str(demo / "alt2main.json")],
-        },
-        "splits": {
-            "test_speakers": SPEAKERS["test"],
-            "dev_speakers": SPEAKERS["dev"],
-            "unseen_terms": [term for term in unseen if term in heard],
-        },
-        "train": {"schedule": {"epochs": 2}},
-        "evaluate": {"bootstrap_resamples": 20, "distractors": [50]},
-    }
+def chain(tmp_path_factory: pytest.TempPathFactory, run_snakemake: Callable, small_config: dict[str, Any]) -> Path:
+    """A folder in which the stages were asked for by name, one after the other.
+
+    It stays as it is: who changes anything works on a copy.
+    """
+    folder = tmp_path_factory.mktemp("chain")
+    for stage, artifact in ARTIFACT_OF.items():
+        run = run_snakemake(folder, stage, configfile=small_config, timeout=600)
+        assert run.status == 0, run.output[-4000:]
+        assert (folder / "data/small" / artifact).exists(), f"{stage} wrote nothing"
+    run = run_snakemake(folder, configfile=small_config, timeout=600)
+    assert run.status == 0, run.output[-4000:]
+    return folder

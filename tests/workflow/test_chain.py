@@ -14,33 +14,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-STAGES = ("corpus", "align", "glossary", "chunks", "merge", "export", "train", "index", "evaluate", "report")
-ARTIFACT_OF = {
-    "corpus": "corpus/0001.parquet",
-    "align": "alignments/0001.parquet",
-    "glossary": "glossary/glossary.json",
-    "chunks": "chunks/0001.parquet",
-    "merge": "funnel.json",
-    "export": "export/flat/test.jsonl",
-    "train": "models/retriever/modules.json",
-    "index": "index/retriever/terms.parquet",
-    "evaluate": "evaluation/retriever/metrics.json",
-    "report": "report.html",
-}
-
-
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory: pytest.TempPathFactory, run_snakemake: Callable, small_config: dict[str, Any]) -> Path:
-    """A folder in which the stages were asked for by name, one after the other."""
-    folder = tmp_path_factory.mktemp("chain")
-    for stage in STAGES:
-        run = run_snakemake(folder, stage, configfile=small_config, timeout=600)
-        assert run.status == 0, run.output[-4000:]
-        assert (folder / "data/small" / ARTIFACT_OF[stage]).exists(), f"{stage} wrote nothing"
-    run = run_snakemake(folder, configfile=small_config, timeout=600)
-    assert run.status == 0, run.output[-4000:]
-    return folder
-
 
 def _times(folder: Path) -> Iterator[tuple[str, int]]:
     for path in sorted((folder / "data/small").rglob("*")):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -34,17 +33,12 @@ ARTIFACTS = (
 )
 
 
-def _checksums(run_folder: Path) -> dict[str, str]:
-    """All artifacts but the report, which shows how long jobs took."""
-    return {
-        str(path.relative_to(run_folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(run_folder.rglob("*"))
-        if path.is_file() and path.name not in ("report.html", ".snakemake_timestamp")
-    }
-
-
 def test_killed_in_every_stage_in_turn_ends_like_an_undisturbed_run(
-    tmp_path: Path, run_snakemake: Callable, small_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    run_snakemake: Callable,
+    checksums: Callable,
+    small_config: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = {
         **small_config,
@@ -55,7 +49,7 @@ def test_killed_in_every_stage_in_turn_ends_like_an_undisturbed_run(
 
     whole = run_snakemake(folder, configfile=config, timeout=600)
     assert whole.status == 0, whole.output[-4000:]
-    undisturbed = _checksums(folder / "data/small")
+    undisturbed = checksums(folder / "data/small")
     folder.rename(tmp_path / "undisturbed")
 
     monkeypatch.setenv("PYTHONPATH", str(KILLER))
@@ -70,6 +64,6 @@ def test_killed_in_every_stage_in_turn_ends_like_an_undisturbed_run(
 
     finished = run_snakemake(folder, configfile=config, timeout=600)
     assert finished.status == 0, finished.output[-4000:]
-    assert _checksums(folder / "data/small") == undisturbed
+    assert checksums(folder / "data/small") == undisturbed
     leftovers = [path for path in (folder / "data/small").rglob("*") if path.name.endswith(".tmp")]
     assert not leftovers

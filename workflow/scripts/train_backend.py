@@ -3,23 +3,29 @@ from pathlib import Path
 from earmark.logs import job_log
 from earmark.pronunciations import read_lexicon
 from earmark.retrieval.augmentation import FrameAugmentation
+from earmark.retrieval.hard_negatives import read_hard_negatives
+from earmark.retrieval.launch import train_in_processes
 from earmark.retrieval.recipes import recipe_of
-from earmark.retrieval.train import Schedule, train_retriever
+from earmark.retrieval.train import Schedule
 
 with job_log(snakemake.log[0]):
-    params = snakemake.params
-    lexicon = read_lexicon(Path(snakemake.input.lexicon)) if snakemake.input.lexicon else {}
-    train_retriever(
-        [Path(path) for path in snakemake.input.features],
-        Path(snakemake.input.train).parent,
-        Path(snakemake.input.glossary),
-        Path(snakemake.input.alt2main),
-        Path(snakemake.output[0]),
+    params, inputs = snakemake.params, snakemake.input
+    lexicon = read_lexicon(Path(inputs.lexicon)) if inputs.lexicon else {}
+    hard_negatives = read_hard_negatives(Path(inputs.hard_negatives)) if inputs.hard_negatives else None
+    train_in_processes(
+        params.processes,
+        features=[Path(path) for path in inputs.features],
+        splits=Path(inputs.train).parent,
+        glossary=Path(inputs.glossary),
+        alt2main=Path(inputs.alt2main),
+        output=Path(snakemake.output[0]),
         encoder=params.encoder,
         layer=params.layer,
-        recipe=recipe_of(params.interaction, params.settings, lexicon),
+        recipe=recipe_of(params.interaction, params.settings, lexicon, hard_negatives),
         schedule=Schedule(**params.schedule),
         augmentation=FrameAugmentation(**params.augmentation),
         seed=params.seed,
         threads=snakemake.threads,
+        log_steps=params.log_steps,
+        tensorboard=Path(snakemake.log[0]).with_suffix(".tensorboard") if params.tensorboard else None,
     )

@@ -25,10 +25,10 @@ from transformers import (
 
 from earmark.artifacts import TRANSCRIPTS, StageTable, iterate_rows, read_table
 from earmark.audio import SAMPLE_RATE, decode_audio
+from earmark.ctranslate2_weights import load_whisper
 from earmark.errors import AudioError, ConfigError
 from earmark.logs import progress
-from earmark.retrieval.ctranslate2_weights import load_whisper
-from earmark.retrieval.whisper import BUNDLED, check_clip
+from earmark.whisper import BUNDLED, check_clip
 
 log = logging.getLogger(__name__)
 

@@ -30,6 +30,7 @@ class RunFigures:
     metrics: dict[str, dict[str, Any]]  # by backend, the control behind it, then what was searched in transcripts
     losses: dict[str, list[dict[str, Any]]]  # train_metrics.jsonl by backend
     audits: dict[str, dict[str, Any]]
+    answers: dict[str, dict[str, Any]]  # of speech language models, by backend
 
     def recall(self, backend: str, group: str, k: int, split: str = "test") -> float | None:
         """Recall@k of a group of terms (all, seen, unseen); None where the split holds no such chunk."""
@@ -43,13 +44,16 @@ def read_figures(folder: Path, config: dict[str, Any]) -> RunFigures:
     """
     backends = ["retriever", *([CONTROL] if config["retrieval"]["random_control"] else [])]
     evaluated = [*backends, *(TRANSCRIPTS if config["evaluate"]["transcripts"] else [])]
+    speech_llms = config["train"]["backends"][1:]
+    trained = [*backends, *speech_llms]
     return RunFigures(
         folder=folder,
         funnel=read_json(folder / "funnel.json"),
         alignment=None if config["chunks"]["from_file"] else read_json(folder / "evaluation/alignment.json"),
         metrics={backend: read_json(folder / "evaluation" / backend / "metrics.json") for backend in evaluated},
-        losses={backend: _read_lines(folder / "models" / backend / "train_metrics.jsonl") for backend in backends},
-        audits={backend: read_json(folder / "models" / backend / "audit.json") for backend in backends},
+        losses={backend: _read_lines(folder / "models" / backend / "train_metrics.jsonl") for backend in trained},
+        audits={backend: read_json(folder / "models" / backend / "audit.json") for backend in trained},
+        answers={name: read_json(folder / "evaluation" / name / "metrics.json") for name in speech_llms},
     )
 
 
@@ -76,7 +80,42 @@ def print_figures(folder: Path) -> None:
         print(f"  rejection: {rejection_sentence(metrics)}")
         for count, larger in metrics["distractors"].items():
             print(f"  {distractors_sentence(int(count), larger)}")
+    for name, answers in figures.answers.items():
+        _print_answers(name, answers)
     print(f"\nreport: {(folder / 'report.html').resolve()}")
+
+
+def _print_answers(name: str, metrics: dict[str, Any]) -> None:
+    """The terms in a speech language model's answers, and in the retriever's at its threshold."""
+    test = metrics["test"]
+    print(f"\n{name}, answering ({metrics['task']}): test speakers")
+    print(f"  {'':14}{'n':>6}{'recall':>10}{'precision':>11}{'retriever:':>13}{'recall':>8}{'precision':>11}")
+    beside = test["retriever"]
+    for group in ("seen", "unseen"):
+        values = [test["recall"][group]["value"], test["precision"][group]["value"]]
+        retriever = [beside[kind][group]["value"] if beside else None for kind in ("recall", "precision")]
+        print(
+            f"  {group + ' terms':14}{test['recall'][group]['n']:>6}{_shown(values[0]):>10}{_shown(values[1]):>11}"
+            f"{'':13}{_shown(retriever[0]):>8}{_shown(retriever[1]):>11}"
+        )
+    print(f"  rejection: {answers_rejection_sentence(test)}")
+    if "transcript" in test:
+        print(f"  as transcripts: {transcript_sentence(test['transcript'])}")
+
+
+def answers_rejection_sentence(figures: dict[str, Any]) -> str:
+    """A split's rejection figures of answers in words."""
+    return (
+        f"{_shown(figures['rejected_no_term'])} of {figures['n_no_term']} no-term chunks rejected, "
+        f"{_shown(figures['false_rejection'])} of {figures['n_term']} term chunks falsely rejected, "
+        f"{figures['precision']['no_glossary_term']} times something said that is no glossary term"
+    )
+
+
+def transcript_sentence(transcript: dict[str, Any]) -> str:
+    """How far answers are from what was spoken, in words."""
+    wer, cer = _shown(transcript["wer"]), _shown(transcript["cer"])
+    return f"word error rate {wer}, character error rate {cer}, over {transcript['words']:,} words"
 
 
 def distractors_sentence(count: int, larger: dict[str, Any]) -> str:

@@ -16,7 +16,14 @@ from earmark.cluster.plan import read_plan
 from earmark.cluster.usage import RuleUsage, by_rule, run_usage
 from earmark.cluster.usage_page import COLUMNS, advice, cells
 from earmark.report import plots
-from earmark.report.figures import CONTROL, RECALL_AT, RunFigures, read_figures, rejection_sentence
+from earmark.report.figures import (
+    CONTROL,
+    RECALL_AT,
+    RunFigures,
+    read_figures,
+    rejection_sentence,
+    transcript_sentence,
+)
 
 _SHARDED = ("corpus", "alignments", "chunks", "features/*", "transcripts")
 _SHOWN_ROWS = 30  # of long lists; the artifacts hold them whole
@@ -55,6 +62,7 @@ def write_report(
         control=CONTROL,
         recall_at=RECALL_AT,
         rejection_sentence=rejection_sentence,
+        transcript_sentence=transcript_sentence,
         funnel_plot=plots.funnel([(step["step"], step["kept"], step["rejected"]) for step in figures.funnel["steps"]]),
         recall_plot=_recall_plot(figures),
         rejection_plot=_rejection_plot(test, figures.metrics[main]["rejection_threshold"]),
@@ -145,6 +153,7 @@ def _rejected_rows(run_folder: Path, shards: list[str], formats: list[str]) -> l
         "chunks/manifest",
         "splits/*",
         "index/*",
+        "answers/*/*",
         *(f"export/{name}/*" for name in formats),
         *sharded,
     ]

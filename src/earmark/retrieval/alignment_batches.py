@@ -40,8 +40,8 @@ class AlignmentBatches(ChunkBatches):
     ):
         # What was transcribed elsewhere need not hold the term's own words.
         spellable = [row for row in rows if row.term is None or units.spellings(row.term)]
-        said = {row.chunk_id: units.transcript(row.text) for row in spellable}
-        self.said = {chunk_id: ids for chunk_id, ids in said.items() if ids and frames.length(chunk_id) >= _frames(ids)}
+        self.units = units
+        self.said = _said(spellable, frames, units)
         super().__init__([row for row in rows if row.chunk_id in self.said], frames, augmentation, seed)
         if not any(row.has_term for row in self.rows):
             raise InputError(
@@ -69,6 +69,19 @@ class AlignmentBatches(ChunkBatches):
             label |= pad_units([self.spelled[surface] for surface in chosen])
             label["terms"] = term_targets(rows, chosen, self.surfaces)
         return {"audio": audio, "label": label}
+
+    def for_dev(self, rows: Sequence[SplitRow]) -> AlignmentBatches:
+        """Batches of other rows, whose terms training hears, as they are: nothing is varied. Some may be left out."""
+        said = _said([row for row in rows if row.term is None or row.term in self.surfaces], self.frames, self.units)
+        batches = self._of_rows([row for row in rows if row.chunk_id in said])
+        batches.said = said
+        return batches
+
+
+def _said(rows: Sequence[SplitRow], frames: ChunkFrames, units: TermUnits) -> dict[str, list[int]]:
+    """The transcripts in units of those rows whose frames they fit into, by chunk id."""
+    said = {row.chunk_id: units.transcript(row.text) for row in rows}
+    return {chunk_id: ids for chunk_id, ids in said.items() if ids and frames.length(chunk_id) >= _frames(ids)}
 
 
 def _frames(ids: Sequence[int]) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from earmark.retrieval.processes import Processes
 from earmark.retrieval.term_alignment import alignment_scores, emissions
 from earmark.retrieval.term_loss import TermLoss, finite
 
@@ -26,14 +27,27 @@ class AlignmentLoss(nn.Module):
         self.text_weight, self.term_weight = text_weight, term_weight
         # Eight: about three units of bonus. It is learned.
         self.term_loss = TermLoss(temperature, no_term_score=8.0) if term_weight else None
+        self.processes = Processes.joined()
 
     def forward(self, features: list[dict[str, Any]], labels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        heard = self.model(features[0])
+        return self.parts(self.model, features, labels, self.processes)
+
+    def parts(
+        self,
+        model: nn.Module,
+        features: list[dict[str, Any]],
+        labels: dict[str, torch.Tensor],
+        processes: Processes,
+    ) -> dict[str, torch.Tensor]:
+        """The loss of `model`, which each of `processes` runs on its share of the chunks."""
+        chunks = len(labels["said"])
+        heard = model(processes.share(features[0]))
         log_probs, lengths = heard["unit_log_probs"], heard["frame_lengths"]
-        said, counts = labels["said"], labels["said_counts"]
-        text_loss = nn.functional.ctc_loss(log_probs.transpose(0, 1), said, lengths, counts)
+        said, counts = processes.share(labels["said"]), processes.share(labels["said_counts"])
+        text_losses = nn.functional.ctc_loss(log_probs.transpose(0, 1), said, lengths, counts, reduction="none")
+        text_loss = processes.gathered(text_losses / counts, chunks).mean()
         parts = {"text_loss": self.text_weight * text_loss}
         if self.term_loss is not None:
             scores = alignment_scores(emissions(log_probs, lengths), labels["units"], labels["unit_counts"])
-            parts["term_loss"] = self.term_weight * self.term_loss(scores, labels["terms"])
+            parts["term_loss"] = self.term_weight * self.term_loss(processes.gathered(scores, chunks), labels["terms"])
         return finite(parts)

@@ -42,3 +42,6 @@ class FrameAugmentation:
             noise = torch.from_numpy(random.standard_normal(varied.shape, dtype=np.float32))
             varied += scale * noise * (torch.arange(varied.shape[1]) < new_lengths[:, None])[:, :, None]
         return varied, new_lengths
+
+
+UNCHANGED = FrameAugmentation(crop_frames=0, mask_spans=0, mask_frames=0, noise=0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,22 +11,26 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from earmark.retrieval.checkpoints import trained_weights
-from earmark.retrieval.dev_evaluator import MRR, RECALL
+from earmark.retrieval.dev_evaluator import LOSS, MRR, RECALL
+from earmark.retrieval.processes import Processes
+
+_PRINTED_STEPS = 50
 
 
 class BestEpoch(TrainerCallback):
-    """Keeps the trained weights of the best epoch (dev Recall@10, then MRR) and stops after `patience` without better.
+    """Keeps the trained weights of the best epoch and stops after `patience` epochs without a better one.
 
-    In memory, and beside each checkpoint: the trained part is small, and the frozen encoder need not be written once an
-    epoch.
+    Better is a higher dev Recall@10, then MRR, then a lower dev loss: with a few hundred chunks and terms that are
+    heard well, many epochs rank all of them right. The weights are kept in memory, and beside each checkpoint: the
+    trained part is small, and the frozen encoder need not be written once an epoch.
     """
 
     def __init__(self, model: nn.Module, patience: int):
         self.model, self.patience = model, patience
-        self.best: tuple[float, float] | None = None
+        self.best: tuple[float, float, float] | None = None  # Recall@10, MRR, -loss (-inf where there is none)
         self.epoch = 0.0
         self._waited = 0
         self._weights: dict[str, torch.Tensor] = {}
@@ -39,7 +44,7 @@ class BestEpoch(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         assert metrics is not None
-        score = (metrics[f"eval_{RECALL}"], metrics[f"eval_{MRR}"])
+        score = (metrics[f"eval_{RECALL}"], metrics[f"eval_{MRR}"], -metrics.get(f"eval_{LOSS}", math.inf))
         better = self.best is None or score > self.best
         if better or score == self.best:  # of epochs that dev cannot tell apart the later has learned more
             self.best, self.epoch = score, state.epoch or 0.0
@@ -93,3 +98,32 @@ class WholeEpochs(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         control.should_log = True  # checkpoints do not hold the losses since the last line
+
+
+class LossWeights(TrainerCallback):
+    """Keeps what the loss itself learns (a threshold) the same in all processes, which otherwise only the model is."""
+
+    def __init__(self, loss: nn.Module, processes: Processes):
+        self.processes = processes
+        self.learned = [weight for name, weight in loss.named_parameters() if not name.startswith("model.")]
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for parameter in self.learned:
+            self.processes.averaged(parameter)
+
+
+class LogLines(PrinterCallback):
+    """Prints dev figures and every fiftieth step: the job's log is read by people, train_metrics.jsonl holds all."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs is None or "loss" not in logs or state.global_step % _PRINTED_STEPS == 0:
+            super().on_log(args, state, control, logs, **kwargs)

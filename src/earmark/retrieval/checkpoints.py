@@ -28,8 +28,9 @@ log = logging.getLogger(__name__)
 WEIGHTS = "trained.safetensors"
 BEST_EPOCH = "best_epoch.safetensors"
 STATE = "trainer_state.json"
-# All that is needed to go on. The trainer writes the state last, and a JSON object that breaks off is none.
-_FILES = (WEIGHTS, BEST_EPOCH, "optimizer.pt", "scheduler.pt", "rng_state.pth", STATE)
+# All that is needed to go on, beside the processes' random states. The trainer writes the state last, and a JSON object
+# that breaks off is none.
+_FILES = (WEIGHTS, BEST_EPOCH, "optimizer.pt", "scheduler.pt", STATE)
 _LIBRARIES = ("torch", "transformers", "sentence-transformers", "accelerate", "numpy")
 
 
@@ -41,6 +42,11 @@ def training_key(settings: Iterable[object], files: Iterable[Path]) -> str:
     return hashlib.sha256(repr((tuple(settings), stamps, versions)).encode()).hexdigest()[:16]
 
 
+def checkpoint_folder(output: Path, key: str) -> Path:
+    """Where the checkpoints of the training `key` that makes `output` lie."""
+    return output.parent / f".{output.name}.checkpoint" / key
+
+
 @contextmanager
 def checkpoints_beside(output: Path, key: str) -> Iterator[Path]:
     """Yield the folder for the checkpoints of the training `key` that makes `output`.
@@ -48,8 +54,8 @@ def checkpoints_beside(output: Path, key: str) -> Iterator[Path]:
     The folder is removed when the block ends well, and stays where the process is killed or fails, if it holds any.
     Checkpoints of another key are removed first.
     """
-    home = output.parent / f".{output.name}.checkpoint"
-    folder = home / key
+    folder = checkpoint_folder(output, key)
+    home = folder.parent
     folder.mkdir(parents=True, exist_ok=True)
     for other in home.iterdir():
         if other != folder:
@@ -64,11 +70,14 @@ def checkpoints_beside(output: Path, key: str) -> Iterator[Path]:
     shutil.rmtree(home)
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; all others are removed, of which the half-written are logged."""
+def last_checkpoint(folder: Path, processes: int = 1) -> Path | None:
+    """The newest whole checkpoint of a training in so many processes.
+
+    All others are removed, of which the half-written are logged.
+    """
     last = None
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
-        if last is None and _is_whole(checkpoint):
+        if last is None and _is_whole(checkpoint, processes):
             last = checkpoint
             continue
         if last is None:
@@ -81,8 +90,9 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    if not all((checkpoint / name).is_file() for name in _FILES):
+def _is_whole(checkpoint: Path, processes: int) -> bool:
+    random_states = [f"rng_state_{rank}.pth" for rank in range(processes)] if processes > 1 else ["rng_state.pth"]
+    if not all((checkpoint / name).is_file() for name in (*_FILES, *random_states)):
         return False
     try:
         json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
@@ -92,8 +102,13 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def trained_weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters that train, by name: views, not copies."""
-    return {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
+    """The parameters that train, by name: views, not copies. A model has the same names inside and outside of
+    DistributedDataParallel, which a loss may have been given in its place."""
+    return {
+        name.replace("model.module.", "model.", 1): parameter.detach()
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def save_weights(module: nn.Module, path: Path) -> None:

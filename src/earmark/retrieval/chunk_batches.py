@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from earmark.retrieval.augmentation import FrameAugmentation
+from earmark.retrieval.augmentation import UNCHANGED, FrameAugmentation
 from earmark.retrieval.chunk_frames import ChunkFrames
 from earmark.retrieval.split_rows import SplitRow
 
@@ -30,3 +31,9 @@ class ChunkBatches:
         frames, lengths = self.frames.batch([row.chunk_id for row in rows])
         frames, lengths = self.augmentation(frames, lengths, self.random)
         return {"frames": frames, "frame_lengths": lengths, "modality": "audio"}
+
+    def _of_rows(self, rows: Sequence[SplitRow]) -> Self:
+        """The same for other rows, none of them varied."""
+        batches = copy.copy(self)
+        batches.rows, batches.augmentation = rows, UNCHANGED
+        return batches

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, WhisperFeatureExtrac
 from earmark.audio import SAMPLE_RATE, read_audio
 from earmark.errors import AudioError, ConfigError
 from earmark.retrieval.module_files import SavedModule
-from earmark.retrieval.whisper import BUNDLED, check_clip
+from earmark.whisper import BUNDLED, check_clip
 
 # What shapes an encoder, of all that a configuration holds.
 _SHAPE = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,10 @@ class PooledBatches(ChunkBatches):
     ("terms"[B, N]) and `WordLoss` ("phrases"[B, W]). Surfaces are those of the batch's terms, filled up with others of
     terms that training hears to `max_surfaces`: a term without training audio is never a negative, so the model does
     not learn that it is absent. Phrases are drawn from the batch's own transcripts.
+
+    With `hard_negatives` (surface -> others), a batch that has some also holds "negatives", an input of the model, and
+    "against"[B, M] for `HardNegativeMarginLoss`: for each chunk at most `max_negatives` of its surface's, drawn anew,
+    and none that is heard in the chunk.
     """
 
     def __init__(
@@ -51,10 +55,13 @@ class PooledBatches(ChunkBatches):
         max_phrases: int,
         longest_phrase: int,
         seed: int,
+        hard_negatives: Mapping[str, Sequence[str]] | None = None,
+        max_negatives: int = 0,
     ):
         super().__init__(rows, frames, augmentation, seed)
         self.tower = tower
         self.surfaces = heard_surfaces(rows, surfaces)
+        self.hard_negatives, self.max_negatives = hard_negatives or {}, max_negatives
         self.max_surfaces, self.max_phrases, self.longest_phrase = max_surfaces, max_phrases, longest_phrase
 
     def __call__(self, batch: list[dict[str, Any]]) -> dict[str, Any]:
@@ -62,15 +69,39 @@ class PooledBatches(ChunkBatches):
         surfaces = choose_surfaces(rows, self.surfaces, self.max_surfaces, self.random)
         spoken = [set(spoken_phrases(row.text, self.longest_phrase)) for row in rows]
         phrases = self._choose_phrases(spoken) or surfaces[:1]  # a batch may hold no whole word; then nothing is spoken
-        return {
+        collated = {
             "audio": self.audio(rows),
-            "surfaces": {**self.tower.preprocess(surfaces), "modality": "text"},
-            "phrases": {**self.tower.preprocess(phrases), "modality": "text"},
+            "surfaces": self._texts(surfaces),
+            "phrases": self._texts(phrases),
             "label": {
                 "terms": term_targets(rows, surfaces, self.surfaces),
                 "phrases": torch.tensor([[phrase in said for phrase in phrases] for said in spoken]),
             },
         }
+        by_chunk = [self._choose_negatives(row, said) for row, said in zip(rows, spoken, strict=True)]
+        if negatives := sorted(set().union(*by_chunk)):
+            collated["negatives"] = self._texts(negatives)
+            collated["label"]["against"] = torch.tensor([[text in own for text in negatives] for own in by_chunk])
+        return collated
+
+    def for_dev(self, rows: Sequence[SplitRow]) -> PooledBatches:
+        """Batches of other rows, whose terms training hears, as they are: nothing is varied."""
+        known = [row for row in rows if row.term is None or row.term in self.surfaces]
+        return self._of_rows(known)
+
+    def _texts(self, texts: list[str]) -> dict[str, Any]:
+        return {**self.tower.preprocess(texts), "modality": "text"}
+
+    def _choose_negatives(self, row: SplitRow, spoken: set[str]) -> set[str]:
+        others = [
+            other
+            for other in self.hard_negatives.get(row.term or "", ())
+            if other in self.surfaces and self.surfaces[other] not in row.spoken_terms and other not in spoken
+        ]
+        if len(others) > self.max_negatives:
+            chosen = self.random.choice(len(others), self.max_negatives, replace=False)
+            others = [others[index] for index in sorted(chosen)]
+        return set(others)
 
     def _choose_phrases(self, spoken: list[set[str]]) -> list[str]:
         phrases = sorted(set().union(*spoken))

@@ -34,7 +34,7 @@ from transformers.utils import logging
 
 from earmark.audio import SAMPLE_RATE
 from earmark.errors import AudioError, ConfigError
-from earmark.retrieval.whisper import HOP_SAMPLES, STATE_SAMPLES, check_clip, padded_mel
+from earmark.whisper import HOP_SAMPLES, STATE_SAMPLES, check_clip, padded_mel
 
 AUDIO_BEGIN = "<|audio_bos|>"
 # Mel frames beyond the last encoder state: one that conv1 sees, one that keeps the STFT's mirrored edge off it.

@@ -17,7 +17,7 @@ from earmark.retrieval.chunk_frames import ChunkFrames
 from earmark.retrieval.encoders import FrozenEncoder
 from earmark.retrieval.model import TermRetriever, alignment_retriever, pooled_retriever
 from earmark.retrieval.pooled_batches import PooledBatches
-from earmark.retrieval.pooled_loss import PooledLoss
+from earmark.retrieval.pooled_loss import Margin, PooledLoss
 from earmark.retrieval.split_rows import SplitRow
 from earmark.retrieval.term_units import TermUnits
 from earmark.retrieval.text_tower import SpellingTower
@@ -43,7 +43,7 @@ class Plan:
     parts: dict[str, nn.Module]
     trained: set[str]
     batches: AlignmentBatches | PooledBatches
-    loss: nn.Module
+    loss: AlignmentLoss | PooledLoss
     candidates: int
 
 
@@ -83,7 +83,10 @@ class AlignmentRecipe:
 
 @dataclass(frozen=True)
 class PooledRecipe:
-    """See `PooledLoss`, `PooledBatches`, `AudioHead` and `SpellingTower` (`head`, `tower`: their sizes)."""
+    """See `PooledLoss`, `PooledBatches`, `AudioHead` and `SpellingTower` (`head`, `tower`: their sizes).
+
+    `hard_negatives`: surface -> others, `max_negatives` of them a chunk and step; None where none were mined.
+    """
 
     embedding_dim: int
     head: Mapping[str, Any]
@@ -95,6 +98,10 @@ class PooledRecipe:
     max_surfaces: int
     max_phrases: int
     longest_phrase: int
+    no_term: Margin | None = None
+    hard_negative: Margin | None = None
+    hard_negatives: Mapping[str, Sequence[str]] | None = None
+    max_negatives: int = 0
 
     def __call__(self, encoder: FrozenEncoder, material: Material) -> Plan:
         head = AudioHead(material.frames.dim, embedding_dim=self.embedding_dim, **self.head)
@@ -103,18 +110,36 @@ class PooledRecipe:
         batches = PooledBatches(
             material.rows, material.frames, material.surfaces, tower, material.augmentation,
             max_surfaces=self.max_surfaces, max_phrases=self.max_phrases, longest_phrase=self.longest_phrase,
-            seed=material.seed,
+            seed=material.seed, hard_negatives=self.hard_negatives, max_negatives=self.max_negatives,
         )  # fmt: skip
-        loss = PooledLoss(model, self.term_weight, self.text_weight, self.temperature)
+        hard_negative = self.hard_negative if self.hard_negatives is not None else None
+        loss = PooledLoss(model, self.term_weight, self.text_weight, self.temperature, self.no_term, hard_negative)
         parts: dict[str, nn.Module] = {"encoder": encoder, "audio_head": head, "text_tower": tower}
         return Plan(model, parts, {"audio_head", "text_tower"}, batches, loss, self.candidates)
 
 
-def recipe_of(interaction: str, settings: Mapping[str, Any], lexicon: Mapping[str, Sequence[Phonemes]]) -> Recipe:
-    """The recipe of an `interaction`, alignment or pooled, from its section of the configuration."""
+def recipe_of(
+    interaction: str,
+    settings: Mapping[str, Any],
+    lexicon: Mapping[str, Sequence[Phonemes]],
+    hard_negatives: Mapping[str, Sequence[str]] | None = None,
+) -> Recipe:
+    """The recipe of an `interaction`, alignment or pooled, from its section of the configuration.
+
+    `hard_negatives` (see `hard_negatives`): of a pooled retriever, from a round before.
+    """
     settings = dict(settings)
-    objective = settings.pop("objective")
+    objective = dict(settings.pop("objective"))
     if interaction == "alignment":
         return AlignmentRecipe(lexicon=lexicon, **settings, **objective)
     settings.pop("index")
-    return PooledRecipe(head=settings.pop("audio_head"), tower=settings.pop("text_tower"), **settings, **objective)
+    return PooledRecipe(
+        head=settings.pop("audio_head"),
+        tower=settings.pop("text_tower"),
+        max_negatives=settings.pop("hard_negatives")["k"],
+        no_term=Margin(objective.pop("no_term_margin"), objective.pop("no_term_weight")),
+        hard_negative=Margin(objective.pop("hard_negative_margin"), objective.pop("hard_negative_weight")),
+        hard_negatives=hard_negatives,
+        **settings,
+        **objective,
+    )

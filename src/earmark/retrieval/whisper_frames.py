@@ -10,7 +10,8 @@ from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from earmark.retrieval.encoders import FrozenEncoder
-from earmark.retrieval.whisper import encode_frames, load_encoder, log_mel, resolve_layer
+from earmark.retrieval.whisper import encode_frames, load_encoder, resolve_layer
+from earmark.whisper import log_mel
 
 
 class WhisperFrames(FrozenEncoder):
@@ -35,7 +36,9 @@ class WhisperFrames(FrozenEncoder):
         return cls.of(encoder, resolve_layer(layer, encoder.config.encoder_layers))
 
     def log_mel(self, clips: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-        return log_mel(self.extractor, clips, self.max_states)
+        for clip in clips:
+            self.check_clip(clip)
+        return log_mel(self.extractor, clips)
 
     def encode_mel(self, mel: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return encode_frames(self.encoder, mel, lengths, self.layer)

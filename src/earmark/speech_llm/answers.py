@@ -14,12 +14,9 @@ import pyarrow as pa
 import torch
 
 from earmark.artifacts import StageTable
-from earmark.audio import read_audio
 from earmark.errors import AudioError
 from earmark.logs import progress
-from earmark.speech_llm.batches import Collator, Sample
-from earmark.speech_llm.bundled_whisper import know_bundled_whisper
-from earmark.speech_llm.clip_encoder import check_clip
+from earmark.speech_llm.batches import Collator, Sample, read_clip
 from earmark.speech_llm.conversations import UnusableLine, conversation, lines
 from earmark.speech_llm.labels import ChatLabels, Tokens
 from earmark.speech_llm.launch import check_unpacked
@@ -57,7 +54,6 @@ class Answerer:
     @classmethod
     def load(cls, folder: Path, max_new_tokens: int) -> Answerer:
         """The model that a training wrote to `folder`. ConfigError as of `train.load`."""
-        know_bundled_whisper()
         return cls(*load(folder), max_new_tokens)
 
     def answers(self, samples: Sequence[Sample]) -> list[Answer]:
@@ -134,7 +130,7 @@ def _samples(lines_path: Path, chat: ChatLabels, max_states: int, table: StageTa
         try:
             talk = conversation(row_id, row, "conversation", lines_path.parent)
             ids = chat.prompt_ids(talk.turns[:-1])
-            check_clip(read_audio(talk.audio), talk.audio, max_states)
+            read_clip(talk.audio, max_states)
         except UnusableLine as error:
             table.reject(row_id, error.reason, str(error))
         except AudioError as error:

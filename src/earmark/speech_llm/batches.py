@@ -15,11 +15,11 @@ from transformers import WhisperFeatureExtractor
 from earmark.artifacts import RejectedRows, write_json
 from earmark.audio import SAMPLE_RATE, audio_info, read_audio
 from earmark.errors import AudioError, InputError
-from earmark.speech_llm.clip_encoder import check_clip, log_mel, state_count
 from earmark.speech_llm.conversations import UnusableLine, conversation, lines
 from earmark.speech_llm.labels import IGNORED, ChatLabels, Tokens, fit_tokens
 from earmark.speech_llm.projector import audio_token_count
 from earmark.speech_llm.settings import DataSettings
+from earmark.whisper import check_clip, log_mel, state_count
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +105,16 @@ def _sample(
     return Sample(row_id, talk.audio, tokens)
 
 
+def read_clip(path: Path, max_states: int) -> np.ndarray:
+    """samples[n] at 16 kHz. AudioError if they cannot be read, are none, not finite, or too long for the encoder."""
+    clip = read_audio(path)
+    try:
+        check_clip(clip, max_states)
+    except AudioError as error:
+        raise AudioError(f"{path}: {error}") from None
+    return clip
+
+
 class Collator:
     """Reads the audio of samples and lays them side by side, padded on the right.
 
@@ -117,7 +127,7 @@ class Collator:
         self.max_states, self.stack, self.audio_id, self.pad_id = max_states, stack, audio_id, pad_id
 
     def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
-        clips = [check_clip(read_audio(sample.audio), sample.audio, self.max_states) for sample in samples]
+        clips = [read_clip(sample.audio, self.max_states) for sample in samples]
         mel, states = log_mel(self.extractor, clips)
         counts = [audio_token_count(count, self.stack) for count in states.tolist()]
         rows = [self._with_audio(sample.tokens, count) for sample, count in zip(samples, counts, strict=True)]

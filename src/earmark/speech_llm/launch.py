@@ -1,6 +1,6 @@
 """Fine-tuning as a job of the workflow: in one process or several, into a folder that appears when it is whole.
 
-    python -m torch.distributed.run --standalone --nproc-per-node N -m earmark.speech_llm.launch FLAGS
+    python -m torch.distributed.run --standalone --nproc-per-node N -m earmark.speech_llm FLAGS
 
 is what several processes run.
 """
@@ -23,10 +23,9 @@ import torch
 from earmark.artifacts import atomic_folder, write_json
 from earmark.errors import ConfigError, EarmarkError, InputError
 from earmark.files import read_json
-from earmark.speech_llm.bundled_whisper import know_bundled_whisper
 from earmark.speech_llm.checkpoints import training_key
 from earmark.speech_llm.section import as_flags
-from earmark.speech_llm.settings import Settings, parse_settings
+from earmark.speech_llm.settings import Settings
 from earmark.speech_llm.train import SETTINGS, finetune
 
 log = logging.getLogger(__name__)
@@ -34,7 +33,7 @@ log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _CHECKPOINTS = "checkpoints"
 _OF_OTHER_PROCESSES = "process_*"
-_SAYS_WHY = "earmark: "
+_SAYS_WHY = "earmark: "  # how the line of a process begins that was told to end
 
 
 def train_speech_llm(settings: Settings, *, wavs: Sequence[Path], processes: int, threads: int) -> None:
@@ -52,7 +51,6 @@ def train_speech_llm(settings: Settings, *, wavs: Sequence[Path], processes: int
     _remove_other_checkpoints(working, work, processes)
     if processes == 1:
         torch.set_num_threads(threads)
-        know_bundled_whisper()
         finetune(working)
     else:
         _finetune_in_processes(working, processes, threads)
@@ -98,7 +96,7 @@ def _finetune_in_processes(settings: Settings, processes: int, threads: int) -> 
         )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     torchrun = subprocess.Popen(
-        [*command, "-m", __name__, *as_flags(settings)],
+        [*command, "-m", "earmark.speech_llm", *as_flags(settings)],
         env={**os.environ, "OMP_NUM_THREADS": str(max(1, threads // processes))},
         stderr=subprocess.PIPE,
         text=True,
@@ -128,20 +126,3 @@ def _finetune_in_processes(settings: Settings, processes: int, threads: int) -> 
 def _end_with_parent() -> None:
     """Have Linux tell this process to end when its parent is gone: a job that is killed leaves no training behind."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def main() -> int:
-    """One of several processes; an EarmarkError is one line."""
-    level = logging.INFO if os.environ["RANK"] == "0" else logging.WARNING
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s")
-    know_bundled_whisper()
-    try:
-        finetune(parse_settings(sys.argv[1:], "python -m earmark.speech_llm.launch"))
-    except EarmarkError as error:
-        print(_SAYS_WHY + " ".join(str(error).split()), file=sys.stderr, flush=True)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,7 +14,6 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedTokenizerBase,
     Qwen3ForCausalLM,
-    WhisperModel,
 )
 
 from earmark.errors import ConfigError
@@ -23,6 +22,7 @@ from earmark.speech_llm.clip_encoder import ClipEncoder
 from earmark.speech_llm.model import WhisperQwen3
 from earmark.speech_llm.projector import AudioProjector
 from earmark.speech_llm.settings import ModelSettings
+from earmark.whisper import load_model
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def build_model(settings: ModelSettings, audio_id: int, seed: int) -> WhisperQwe
     ConfigError if a base cannot be loaded whole, or cannot be quantised here.
     """
     whisper = ClipEncoder(
-        _load_whisper(settings.whisper_model).encoder, frozen=settings.freeze_whisper, keep_on_cpu=settings.whisper_cpu
+        load_model(settings.whisper_model).encoder, frozen=settings.freeze_whisper, keep_on_cpu=settings.whisper_cpu
     )
     qwen3 = _load_qwen3(settings)
     with torch.random.fork_rng(devices=[]):
@@ -103,13 +103,6 @@ def _add_lora(qwen3: Qwen3ForCausalLM, settings: ModelSettings) -> None:
             parameter.data = parameter.data.to(base.dtype)
         if ".lora_A." in name:
             parameter.data *= settings.lora_init_scale
-
-
-def _load_whisper(source: str) -> WhisperModel:
-    # The whole model: WhisperEncoder.from_pretrained looks for names without the prefix and silently loads nothing.
-    model, info = _loaded(WhisperModel, source, "Whisper", dtype=torch.float32)
-    _check_whole(source, info, "encoder")
-    return model
 
 
 def _load_qwen3(settings: ModelSettings) -> Qwen3ForCausalLM:

@@ -1,0 +1,94 @@
+# speech_llm: export/conversation/ -> models/{speech_llm}/ -> answers/{speech_llm}/{split}.parquet
+# -> evaluation/{speech_llm}/, for the speech language models that train.backends names beside the retriever
+
+
+def conversations(split):
+    """The questions and answers about a split's chunks."""
+    return DATA / f"export/conversation/{split}.jsonl"
+
+
+rule train_speech_llm:
+    input:
+        train=conversations("train"),
+        dev=conversations("dev"),
+        wavs=[DATA / f"export/wavs/{shard}" for shard in SHARDS],
+    output:
+        directory(DATA / "models/{speech_llm}"),
+    log:
+        LOGS / "train/{speech_llm}.log",
+    benchmark:
+        LOGS / "benchmarks/train/{speech_llm}.tsv"
+    threads: config["train"]["threads"] * config["train"]["processes"]
+    resources:
+        **grows(mem_mb=8000, runtime_min=480, gpus=config["train"]["processes"]),
+    params:
+        section={
+            name: value
+            for name, value in config["speech_llm"].items()
+            if name not in ("answer_batch_size", "max_new_tokens")
+        },
+        processes=config["train"]["processes"],
+        seed=config["seed"],
+        max_rejected_fraction=config["max_rejected_fraction"],
+    message:
+        "Training {wildcards.speech_llm}"
+    script:
+        "../workflow/scripts/train_speech_llm.py"
+
+
+rule answer_split:
+    input:
+        model=DATA / "models/{speech_llm}",
+        lines=DATA / "export/conversation/{split}.jsonl",
+        wavs=[DATA / f"export/wavs/{shard}" for shard in SHARDS],
+    output:
+        DATA / "answers/{speech_llm}/{split}.parquet",
+    log:
+        LOGS / "answer/{speech_llm}.{split}.log",
+    benchmark:
+        LOGS / "benchmarks/answer/{speech_llm}.{split}.tsv"
+    threads: config["train"]["threads"]
+    resources:
+        **grows(mem_mb=8000, runtime_min=240, gpus=1),
+    params:
+        max_new_tokens=config["speech_llm"]["max_new_tokens"],
+        batch_size=config["speech_llm"]["answer_batch_size"],
+        max_rejected_fraction=config["max_rejected_fraction"],
+    message:
+        "Answering about the {wildcards.split} chunks with {wildcards.speech_llm}"
+    script:
+        "../workflow/scripts/answer_split.py"
+
+
+rule evaluate_answers:
+    input:
+        dev=DATA / "answers/{speech_llm}/dev.parquet",
+        test=DATA / "answers/{speech_llm}/test.parquet",
+        splits=rules.splits.output,
+        glossary=rules.glossary.output.glossary,
+        alt2main=rules.glossary.output.alt2main,
+        retriever_metrics=DATA / "evaluation/retriever/metrics.json",
+        retriever_predictions=DATA / "evaluation/retriever/predictions.parquet",
+    output:
+        metrics=DATA / "evaluation/{speech_llm}/metrics.json",
+        predictions=DATA / "evaluation/{speech_llm}/predictions.parquet",
+    log:
+        LOGS / "evaluate/{speech_llm}.log",
+    benchmark:
+        LOGS / "benchmarks/evaluate/{speech_llm}.tsv"
+    threads: 1
+    resources:
+        **grows(mem_mb=2000, runtime_min=30),
+    params:
+        task=config["export"]["task"],
+    message:
+        "Evaluating the answers of {wildcards.speech_llm}"
+    script:
+        "../workflow/scripts/evaluate_answers.py"
+
+
+rule speech_llm:
+    input:
+        [DATA / "evaluation" / name / "metrics.json" for name in SPEECH_LLMS],
+    message:
+        "Stage speech_llm is whole"

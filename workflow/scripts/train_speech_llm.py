@@ -1,0 +1,22 @@
+from pathlib import Path
+
+from earmark.logs import job_log
+from earmark.speech_llm.launch import train_speech_llm
+from earmark.speech_llm.section import settings_of
+
+with job_log(snakemake.log[0]):
+    params, inputs = snakemake.params, snakemake.input
+    settings = settings_of(
+        params.section,
+        train_json=Path(inputs.train),
+        valid_json=Path(inputs.dev),
+        output_dir=Path(snakemake.output[0]),
+        seed=params.seed,
+        max_rejected_fraction=params.max_rejected_fraction,
+    )
+    train_speech_llm(
+        settings,
+        wavs=[Path(path) for path in inputs.wavs],
+        processes=params.processes,
+        threads=snakemake.threads,
+    )

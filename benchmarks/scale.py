@@ -35,7 +35,7 @@ GROWS_WITH = {
     "align_shard": ("hour", "align"),
     "chunks_shard": ("hour", "chunks"),
     "export_wavs": ("split chunk", "export_wavs"),
-    "encode": ("chunk", "encode"),
+    "encode": ("split chunk", "encode"),
     "train_backend": ("split chunk", "train"),
 }
 FOLDERS = {
@@ -43,7 +43,7 @@ FOLDERS = {
     "alignments": "hour",
     "chunks": "chunk",
     "export/wavs": "split chunk",
-    "features": "chunk",
+    "features": "split chunk",
     "splits": "split chunk",
 }
 FILES_A_JOB = 3  # its log, its benchmark, Slurm's log

@@ -11,7 +11,9 @@ wildcard_constraints:
 
 rule encode:
     input:
-        DATA / "chunks/{shard}.parquet",
+        chunks=DATA / "chunks/{shard}.parquet",
+        # A limit leaves most chunks of a large corpus out. Without one, encoding need not wait for the splits.
+        splits=(rules.splits.output if config["splits"]["max_chunks_per_term"] else []),
     output:
         DATA / "features/{backend}/{shard}.parquet",
     log:

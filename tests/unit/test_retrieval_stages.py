@@ -192,6 +192,15 @@ def test_features_keep_every_chunk_in_order(corpus):
     assert table_counts(corpus.features)["rejected"] == 0
 
 
+def test_features_of_given_splits_are_those_of_their_chunks_alone(corpus, tmp_path):
+    splits = [corpus.folder / "splits" / f"{split}.parquet" for split in ("dev", "test")]
+    corpus.encode(tmp_path / "some.parquet", splits=splits)
+    kept = read_table(tmp_path / "some.parquet")["chunk_id"].to_pylist()
+    assert sorted(kept) == sorted(row for path in splits for row in read_table(path)["chunk_id"].to_pylist())
+    assert 0 < len(kept) < read_table(corpus.chunks).num_rows
+    assert table_counts(tmp_path / "some.parquet")["input"] == len(kept)
+
+
 def test_features_do_not_depend_on_the_batch_size(corpus, tmp_path):
     corpus.encode(tmp_path / "one.parquet", batch_size=1)
     for one, four in zip(

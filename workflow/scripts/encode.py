@@ -5,8 +5,9 @@ from earmark.retrieval.features import encode_chunks
 
 with job_log(snakemake.log[0]):
     encode_chunks(
-        Path(snakemake.input[0]),
+        Path(snakemake.input.chunks),
         Path(snakemake.output[0]),
+        splits=[Path(path) for path in snakemake.input.splits],
         encoder=snakemake.params.encoder,
         layer=snakemake.params.layer,
         seed=snakemake.params.seed,

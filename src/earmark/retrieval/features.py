@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def encode_chunks(
     chunks: Path,
     output: Path,
     *,
+    splits: Sequence[Path] = (),
     encoder: str,
     layer: int,
     seed: int,
@@ -36,6 +38,7 @@ def encode_chunks(
 ) -> None:
     """Write the frames of every chunk of one shard (schema FEATURES, in the order of the chunks).
 
+    With `splits`, of those alone that these split tables hold: where they keep few of many, the others would cost days.
     `encoder`, `seed` and `layer` are what `encoders.load_frozen_encoder` takes. Frames are float16: they are inputs,
     nothing is trained in that type. A chunk whose audio cannot be decoded, is empty, not finite or not of a length that
     the encoder takes is rejected; TooManyRejectedError above `max_rejected_fraction`.
@@ -46,7 +49,9 @@ def encode_chunks(
     with StageTable(
         output, FEATURES, unit="chunks", max_rejected_fraction=max_rejected_fraction, rows_per_group=_SORT_WINDOW
     ) as table:
-        rows = progress(iterate_rows(chunks, columns=["chunk_id", "audio"]), total=_count(chunks), unit="chunks")
+        wanted = _wanted(chunks, splits)
+        held = (row for row in iterate_rows(chunks, columns=["chunk_id", "audio"]) if row["chunk_id"] in wanted)
+        rows = progress(held, total=len(wanted), unit="chunks")
         while window := list(itertools.islice(rows, _SORT_WINDOW)):
             table.rejected.input += len(window)
             clips = _decode(window, frozen, chunks, table)
@@ -59,8 +64,13 @@ def encode_chunks(
     log.info("%s: %d chunks encoded by %s (%s)", output, table.rejected.kept, encoder, frozen.name)
 
 
-def _count(chunks: Path) -> int:
-    return int(read_table(chunks, columns=["chunk_id"]).num_rows)
+def _wanted(chunks: Path, splits: Sequence[Path]) -> set[str]:
+    own = set(read_table(chunks, columns=["chunk_id"])["chunk_id"].to_pylist())
+    if not splits:
+        return own
+    # Never all ids of the splits at once: there may be millions.
+    rows = (row["chunk_id"] for path in splits for row in iterate_rows(path, 65_536, ["chunk_id"]))
+    return {chunk_id for chunk_id in rows if chunk_id in own}
 
 
 def _decode(

@@ -26,8 +26,8 @@ import numpy as np
 import pocketsphinx
 from corpus_scale import measured
 
-from earmark.chunks.mentions import MentionFinder
 from earmark.glossary.ambiguity import word_share
+from earmark.mentions import MentionFinder
 
 SEGMENT_WORDS = 12
 IN_SEGMENTS, REGEX_SEGMENTS, REGEX_SURFACES = 20, 20, 5_000

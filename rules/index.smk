@@ -16,7 +16,11 @@ rule index_backend:
     resources:
         **grows(mem_mb=2000, runtime_min=60),
     params:
-        kind=config["retrieval"]["pooled"]["index"],
+        kind=(
+            config["retrieval"]["pooled"]["index"]
+            if INTERACTION == "pooled"
+            else "auto"
+        ),
         max_rejected_fraction=config["max_rejected_fraction"],
     message:
         "Indexing the glossary with {wildcards.backend}"

@@ -2,15 +2,10 @@
 # -> evaluation/{speech_llm}/, for the speech language models that train.backends names beside the retriever
 
 
-def conversations(split):
-    """The questions and answers about a split's chunks."""
-    return DATA / f"export/conversation/{split}.jsonl"
-
-
 rule train_speech_llm:
     input:
-        train=conversations("train"),
-        dev=conversations("dev"),
+        train=DATA / "export/conversation/train.jsonl",
+        dev=DATA / "export/conversation/dev.jsonl",
         wavs=[DATA / f"export/wavs/{shard}" for shard in SHARDS],
     output:
         directory(DATA / "models/{speech_llm}"),

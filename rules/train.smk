@@ -2,7 +2,18 @@
 # With hard negatives, a pooled retriever is trained in rounds, each with what the one before takes for one another:
 # rounds/{backend}/0/ -> hard_negatives/{backend}/1.parquet -> rounds/{backend}/1/ -> ... -> models/{backend}/
 MINING = config["retrieval"]["pooled"]["hard_negatives"]
-ROUNDS = MINING["rounds"] if INTERACTION == "pooled" and MINING["mode"] != "skip" else 0
+ROUNDS = MINING["rounds"] if MINING["mode"] != "skip" else 0
+if ROUNDS and INTERACTION != "pooled":
+    raise WorkflowError(
+        "retrieval.pooled.hard_negatives has a pooled retriever to train; set its mode to skip, or "
+        "retrieval.interaction to pooled"
+    )
+# What shapes the model: neither how it is indexed, nor how many rounds came before.
+TRAINED_WITH = {
+    name: value
+    for name, value in config["retrieval"][INTERACTION].items()
+    if name not in ("index", "hard_negatives")
+}
 
 
 wildcard_constraints:
@@ -63,12 +74,11 @@ rule train_backend:
         encoder=lambda wildcards: ENCODER[wildcards.backend],
         layer=config["retrieval"]["layer"],
         interaction=INTERACTION,
-        settings=config["retrieval"][INTERACTION],
+        settings=TRAINED_WITH,
+        max_negatives=MINING["k"] if ROUNDS else 0,
         schedule=config["train"]["schedule"],
         augmentation=config["train"]["augmentation"],
-        processes=config["train"]["processes"],
         log_steps=config["train"]["log_steps"],
-        tensorboard=config["train"]["tensorboard"],
         seed=config["seed"],
     message:
         "Training {wildcards.backend}"
@@ -76,72 +86,75 @@ rule train_backend:
         "../workflow/scripts/train_backend.py"
 
 
-use rule train_backend as train_round with:
-    input:
-        features=[DATA / "features/{backend}" / f"{shard}.parquet" for shard in SHARDS],
-        train=DATA / "splits/train.parquet",
-        dev=DATA / "splits/dev.parquet",
-        glossary=rules.glossary.output.glossary,
-        alt2main=rules.glossary.output.alt2main,
-        lexicon=optional(LEXICON),
-        # The first training has none.
-        hard_negatives=lambda wildcards: (
-            []
-            if wildcards.round == "0"
-            else DATA / f"hard_negatives/{wildcards.backend}/{wildcards.round}.parquet"
-        ),
-    output:
-        directory(DATA / "rounds/{backend}/{round}"),
-    log:
-        LOGS / "train/{backend}.{round}.log",
-    benchmark:
-        LOGS / "benchmarks/train/{backend}.{round}.tsv"
-    message:
-        "Training {wildcards.backend}, to be mined for hard negatives (round {wildcards.round})"
+if ROUNDS:
 
+    use rule train_backend as train_round with:
+        input:
+            features=[
+                DATA / "features/{backend}" / f"{shard}.parquet" for shard in SHARDS
+            ],
+            train=DATA / "splits/train.parquet",
+            dev=DATA / "splits/dev.parquet",
+            glossary=rules.glossary.output.glossary,
+            alt2main=rules.glossary.output.alt2main,
+            lexicon=optional(LEXICON),
+            # The first training has none.
+            hard_negatives=lambda wildcards: (
+                []
+                if wildcards.round == "0"
+                else DATA
+                / f"hard_negatives/{wildcards.backend}/{wildcards.round}.parquet"
+            ),
+        output:
+            directory(DATA / "rounds/{backend}/{round}"),
+        log:
+            LOGS / "train/{backend}.{round}.log",
+        benchmark:
+            LOGS / "benchmarks/train/{backend}.{round}.tsv"
+        message:
+            "Training {wildcards.backend}, to be mined for hard negatives (round {wildcards.round})"
 
-rule mine_round:
-    input:
-        model=lambda wildcards: DATA
-        / f"rounds/{wildcards.backend}/{int(wildcards.round) - 1}",
-        earlier=lambda wildcards: (
-            DATA
-            / f"hard_negatives/{wildcards.backend}/{int(wildcards.round) - 1}.parquet"
-            if MINING["mode"] == "update" and wildcards.round != "1"
-            else []
-        ),
-        train=DATA / "splits/train.parquet",
-        glossary=rules.glossary.output.glossary,
-        alt2main=rules.glossary.output.alt2main,
-        lexicon=optional(LEXICON),
-    output:
-        DATA / "hard_negatives/{backend}/{round}.parquet",
-    log:
-        LOGS / "mine/{backend}.{round}.log",
-    benchmark:
-        LOGS / "benchmarks/mine/{backend}.{round}.tsv"
-    threads: 1
-    resources:
-        **grows(mem_mb=2000, runtime_min=60),
-    params:
-        k=MINING["k"],
-        pronunciation=MINING["pronunciation"],
-        index=config["retrieval"]["pooled"]["index"],
-    message:
-        "Mining hard negatives for {wildcards.backend}, round {wildcards.round}"
-    script:
-        "../workflow/scripts/mine_round.py"
+    rule mine_round:
+        input:
+            model=lambda wildcards: DATA
+            / f"rounds/{wildcards.backend}/{int(wildcards.round) - 1}",
+            earlier=lambda wildcards: (
+                DATA
+                / f"hard_negatives/{wildcards.backend}/{int(wildcards.round) - 1}.parquet"
+                if MINING["mode"] == "update" and wildcards.round != "1"
+                else []
+            ),
+            train=DATA / "splits/train.parquet",
+            glossary=rules.glossary.output.glossary,
+            alt2main=rules.glossary.output.alt2main,
+            lexicon=optional(LEXICON),
+        output:
+            DATA / "hard_negatives/{backend}/{round}.parquet",
+        log:
+            LOGS / "mine/{backend}.{round}.log",
+        benchmark:
+            LOGS / "benchmarks/mine/{backend}.{round}.tsv"
+        threads: 1
+        resources:
+            **grows(mem_mb=2000, runtime_min=60),
+        params:
+            k=MINING["k"],
+            pronunciation=MINING["pronunciation"],
+            language=config["corpus"]["language"],
+            index=config["retrieval"]["pooled"]["index"],
+        message:
+            "Mining hard negatives for {wildcards.backend}, round {wildcards.round}"
+        script:
+            "../workflow/scripts/mine_round.py"
 
-
-rule mine:
-    input:
-        [
-            DATA / "hard_negatives" / backend / f"{ROUNDS}.parquet"
-            for backend in BACKENDS
-            if ROUNDS
-        ],
-    message:
-        "Stage mine is whole"
+    rule mine:
+        input:
+            [
+                DATA / "hard_negatives" / backend / f"{ROUNDS}.parquet"
+                for backend in BACKENDS
+            ],
+        message:
+            "Stage mine is whole"
 
 
 rule train:

@@ -156,6 +156,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         yield temporary
+        _share([temporary])
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -174,11 +175,20 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        _share(file for file in temporary.rglob("*") if file.is_file())
         if path.exists():
             shutil.rmtree(path)
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _share(files: Iterable[Path]) -> None:
+    """Give files the permissions of any new file: safetensors makes them readable to their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in files:
+        file.chmod(0o666 & ~umask)
 
 
 def write_json(path: Path, value: Any) -> None:

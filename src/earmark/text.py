@@ -19,7 +19,7 @@ _BEFORE_FOLDING = _APOSTROPHES | {0x2122: " ", 0x2120: " ", 0xAD: None}
 _COMPOSED = _APOSTROPHES | dict.fromkeys([*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)])
 # Thousands are set apart by commas, by blanks that do not break a line (French, SI) or by apostrophes (Swiss). A full
 # stop does it too in many languages, and in others it begins the decimals: it separates words, like any other mark.
-_COMMAS = re.compile(r"(?<!\d)\d{1,3}(?:,\d{3})+(?!\d)")
+_COMMAS = re.compile(r"(?<!\d)[1-9]\d{0,2}(?:,\d{3})+(?!\d)")
 _FIXED_BLANKS = re.compile(r"(?<!\d)\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)")
 _GROUPED = re.compile(r"\d{1,3}(?:'\d{3})+")
 _NOT_LETTER = re.compile(r"[^\w\s']|_")

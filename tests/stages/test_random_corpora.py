@@ -26,7 +26,6 @@ from earmark.artifacts import (
 )
 from earmark.chunks.cut import cut_chunks
 from earmark.chunks.funnel import write_funnel
-from earmark.chunks.mentions import MentionFinder
 from earmark.chunks.splits import SPLIT_NAMES, split_chunks
 from earmark.corpus.segments import Checks, check_segments
 from earmark.corpus.sharding import split_manifest
@@ -38,6 +37,7 @@ from earmark.export.wavs import write_wavs
 from earmark.files import read_json
 from earmark.glossary.filters import TermFilters
 from earmark.glossary.merge import merge_glossary
+from earmark.mentions import MentionFinder
 from earmark.text import normalise
 
 SHARDS = ("0000", "0001")

@@ -117,6 +117,19 @@ def test_a_model_folder_holds_no_checkpoints_and_names_itself(trained: Path) -> 
     assert Answerer.load(trained, 1).chat.end_id
 
 
+def test_what_a_training_of_other_settings_left_behind_is_not_taken_for_this_ones(
+    bases: tuple[str, str], lines: Path, tmp_path: Path
+) -> None:
+    left = tmp_path / "models/.whisper_qwen3.training"
+    (left / "checkpoints/of_another/checkpoint-3").mkdir(parents=True)
+    (left / "nan_step_7.json").write_text("{}")
+    output = tmp_path / "models/whisper_qwen3"
+    train_speech_llm(settings(bases, lines, output), wavs=[], processes=1, threads=1)
+    assert (output / "trained.safetensors").exists()
+    assert not (output / "nan_step_7.json").exists()
+    assert not left.exists()
+
+
 def test_the_section_holds_every_flag_with_its_default(repo: Path) -> None:
     section = yaml.safe_load((repo / "config.yaml").read_text(encoding="utf-8"))["speech_llm"]
     defaults = flag_defaults()

@@ -1,7 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from earmark.chunks.mentions import Mention, MentionFinder
+from earmark.mentions import Mention, MentionFinder
 
 
 def find(surfaces, text):

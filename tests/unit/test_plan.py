@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from earmark.chunks import plan
-from earmark.chunks.mentions import MentionFinder
 from earmark.chunks.plan import free_gaps, no_term_chunk, no_term_lengths, random_of, timed
+from earmark.mentions import MentionFinder
 
 SURFACES = {"big apple": "new york", "new york": "new york", "ohm": "ohm", "volt": "volt"}
 FINDER = MentionFinder(SURFACES)

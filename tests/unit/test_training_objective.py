@@ -174,7 +174,8 @@ def trained(inputs, tmp_path_factory) -> Path:
 
 def mine(model: Path, inputs: Path, glossary: list[Path], output: Path, **changes: Any) -> dict[str, list[str]]:
     settings = {
-        "earlier": None, "number": 1, "k": 2, "pronunciation": True, "lexicon": {}, "index": "flat", "threads": 1,
+        "earlier": None, "number": 1, "k": 2, "pronunciation": True, "language": "en", "lexicon": {}, "index": "flat",
+        "threads": 1,
     }  # fmt: skip
     mine_hard_negatives(model, inputs / "splits/train.parquet", *glossary, output, **(settings | changes))
     return read_hard_negatives(output)

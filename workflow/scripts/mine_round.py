@@ -16,6 +16,7 @@ with job_log(snakemake.log[0]):
         number=int(snakemake.wildcards.round),
         k=params.k,
         pronunciation=params.pronunciation,
+        language=params.language,
         lexicon=read_lexicon(Path(snakemake.input.lexicon)) if snakemake.input.lexicon else {},
         index=params.index,
         threads=snakemake.threads,

@@ -10,10 +10,12 @@ from earmark.retrieval.train import Schedule
 
 with job_log(snakemake.log[0]):
     params, inputs = snakemake.params, snakemake.input
+    # How it is run, which shapes no artifact: no parameters of the rule, so that a change makes nothing again.
+    run = snakemake.config["train"]
     lexicon = read_lexicon(Path(inputs.lexicon)) if inputs.lexicon else {}
     hard_negatives = read_hard_negatives(Path(inputs.hard_negatives)) if inputs.hard_negatives else None
     train_in_processes(
-        params.processes,
+        run["processes"],
         features=[Path(path) for path in inputs.features],
         splits=Path(inputs.train).parent,
         glossary=Path(inputs.glossary),
@@ -21,11 +23,11 @@ with job_log(snakemake.log[0]):
         output=Path(snakemake.output[0]),
         encoder=params.encoder,
         layer=params.layer,
-        recipe=recipe_of(params.interaction, params.settings, lexicon, hard_negatives),
+        recipe=recipe_of(params.interaction, params.settings, lexicon, hard_negatives, params.max_negatives),
         schedule=Schedule(**params.schedule),
         augmentation=FrameAugmentation(**params.augmentation),
         seed=params.seed,
         threads=snakemake.threads,
         log_steps=params.log_steps,
-        tensorboard=Path(snakemake.log[0]).with_suffix(".tensorboard") if params.tensorboard else None,
+        tensorboard=Path(snakemake.log[0]).with_suffix(".tensorboard") if run["tensorboard"] else None,
     )

@@ -15,7 +15,6 @@ import numpy as np
 
 from earmark.artifacts import CHUNKS, CORPUS, StageTable, iterate_rows
 from earmark.audio import SAMPLE_RATE, AudioSource, encode_flac, read_spans
-from earmark.chunks.mentions import MentionFinder
 from earmark.chunks.plan import (
     PlannedChunk,
     SpokenTerm,
@@ -32,6 +31,7 @@ from earmark.chunks.plan import (
 from earmark.errors import InputError
 from earmark.files import read_json
 from earmark.logs import progress
+from earmark.mentions import MentionFinder
 
 _ROW = [name for name in CORPUS.names if name not in ("text", "split")]
 

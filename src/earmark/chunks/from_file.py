@@ -20,11 +20,11 @@ import pyarrow as pa
 from earmark import text
 from earmark.artifacts import CHUNKS, RejectedRows, StageTable, iterate_rows, write_json
 from earmark.audio import SAMPLE_RATE, encode_flac, read_audio
-from earmark.chunks.mentions import MentionFinder
 from earmark.errors import AudioError, ConfigError, InputError
 from earmark.files import opened, read_json
 from earmark.json_items import list_items
 from earmark.logs import progress
+from earmark.mentions import MentionFinder
 
 # A chunk as the file states it, before its audio is read; `source` is file:line, or file and the entry's number.
 ENTRIES = pa.schema(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from earmark.artifacts import UNKNOWN_WORD
-from earmark.chunks.mentions import Mention
+from earmark.mentions import Mention
 
 
 @dataclass(frozen=True)

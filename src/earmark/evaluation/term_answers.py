@@ -13,7 +13,7 @@ from typing import Any
 
 import jiwer
 
-from earmark.chunks.mentions import MentionFinder
+from earmark.mentions import MentionFinder
 from earmark.text import normalise, readable, words
 
 NO_TERM = "none"  # what an answer says where no term is spoken

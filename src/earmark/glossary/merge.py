@@ -13,7 +13,7 @@ from typing import Any
 from earmark.artifacts import write_json, write_jsonl
 from earmark.errors import InputError
 from earmark.glossary.ambiguity import AmbiguousAliases
-from earmark.glossary.filters import STOP_WORDS, TermFilters
+from earmark.glossary.filters import NUMBER_AND_TIME_WORDS, STOP_WORDS, TermFilters
 from earmark.glossary.sources import AliasEntry, TermEntry, read_aliases, read_list, read_terms
 from earmark.text import is_unicode, normalise
 
@@ -154,7 +154,7 @@ def _drop_unwanted(
         elif found := problem(alias):
             glossary.conflict(found[0], alias, source, f"dropped: {found[1]}")
             del alt2main[alias]
-            if not STOP_WORDS.issuperset(alias.split()):
+            if not (STOP_WORDS | NUMBER_AND_TIME_WORDS).issuperset(alias.split()):
                 dropped[alias] = main
     return dropped
 

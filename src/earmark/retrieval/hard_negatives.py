@@ -56,6 +56,11 @@ class Homophones:
             assert pronouncer is not None
             self.said[surface] = _ways([pronouncer.ways(word) for word in words(surface)])
 
+    @property
+    def most_alike(self) -> int:
+        """The most surfaces that share a way to be said."""
+        return max(Counter(way for ways in self.said.values() for way in ways).values(), default=0)
+
     def alike(self, one: str, other: str) -> bool:
         """Whether some way to say `one` is a way to say `other`."""
         return one == other or not set(self.said.get(one, ())).isdisjoint(self.said.get(other, ()))
@@ -82,6 +87,7 @@ def mine_hard_negatives(
     number: int,
     k: int,
     pronunciation: bool,
+    language: str,
     lexicon: Mapping[str, Sequence[Phonemes]],
     index: str,
     threads: int,
@@ -90,15 +96,17 @@ def mine_hard_negatives(
 
     `model` is the pooled retriever of the round before round `number`, `train` the split it was trained on, `index` a
     kind of FAISS index (see `pooled_index`). Negatives of the table `earlier` are kept beside the new ones.
-    `pronunciation`: also compare by sound (English, with `lexicon`). InputError if `model` is not a pooled retriever.
+    `pronunciation`: also compare by sound (English, with `lexicon`). Homophones are known where `language` is English,
+    whether their sounds are compared or not. InputError if `model` is not a pooled retriever.
     """
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
     surfaces = heard_surfaces(read_split(train), read_surfaces(glossary, alt2main))
+    english = language.split("-")[0] == "en"
     retriever = load_retriever(model)
     if retriever.term_units is not None:
         raise InputError(f"{model}: hard negatives are those of a pooled retriever; set retrieval.interaction: pooled")
-    homophones = Homophones(surfaces, EnglishPronouncer(lexicon) if pronunciation else None)
+    homophones = Homophones(surfaces, EnglishPronouncer(lexicon) if pronunciation or english else None)
     found = nearest_by_vector(retriever, surfaces, homophones, k, index)
     rows = [(*pair, "index", score, number) for pair, score in found.items()]
     if pronunciation:
@@ -141,7 +149,7 @@ def nearest_by_vector(
     index, _ = index_surfaces(model, surfaces, kind)
     names = list(index.surfaces)
     # Those of its own term, and those that sound alike, take places of the list.
-    room = k + _most_surfaces_of_a_term(surfaces)
+    room = k + _most_surfaces_of_a_term(surfaces) + homophones.most_alike
     found: dict[tuple[str, str], float] = {}
     for start in range(0, len(names), _BLOCK):
         block = names[start : start + _BLOCK]
@@ -158,11 +166,11 @@ def nearest_by_sound(
 ) -> dict[tuple[str, str], float]:
     """{(surface, negative): 1 - edits / phonemes of the longer} of the nearest `k`, each surface said its first way.
 
-    Every pair is compared: 10,000 surfaces take about 20 s on one core.
+    Every pair is compared.
     """
     said = {surface: ways[0] for surface, ways in homophones.said.items() if ways}
     names, spelled = list(said), list(said.values())
-    room = k + _most_surfaces_of_a_term(surfaces)
+    room = k + _most_surfaces_of_a_term(surfaces) + homophones.most_alike
     found: dict[tuple[str, str], float] = {}
     for start in range(0, len(names), _BLOCK):
         block = process.cdist(

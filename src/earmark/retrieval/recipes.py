@@ -123,20 +123,21 @@ def recipe_of(
     settings: Mapping[str, Any],
     lexicon: Mapping[str, Sequence[Phonemes]],
     hard_negatives: Mapping[str, Sequence[str]] | None = None,
+    max_negatives: int = 0,
 ) -> Recipe:
     """The recipe of an `interaction`, alignment or pooled, from its section of the configuration.
 
-    `hard_negatives` (see `hard_negatives`): of a pooled retriever, from a round before.
+    That is without what trains nothing, `index` and `hard_negatives`. `hard_negatives` here (see `hard_negatives`): of
+    a pooled retriever, from a round before; `max_negatives` of them a chunk and step.
     """
     settings = dict(settings)
     objective = dict(settings.pop("objective"))
     if interaction == "alignment":
         return AlignmentRecipe(lexicon=lexicon, **settings, **objective)
-    settings.pop("index")
     return PooledRecipe(
         head=settings.pop("audio_head"),
         tower=settings.pop("text_tower"),
-        max_negatives=settings.pop("hard_negatives")["k"],
+        max_negatives=max_negatives,
         no_term=Margin(objective.pop("no_term_margin"), objective.pop("no_term_weight")),
         hard_negative=Margin(objective.pop("hard_negative_margin"), objective.pop("hard_negative_weight")),
         hard_negatives=hard_negatives,

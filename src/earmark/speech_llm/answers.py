@@ -18,7 +18,7 @@ from earmark.errors import AudioError
 from earmark.logs import progress
 from earmark.speech_llm.batches import Collator, Sample, read_clip
 from earmark.speech_llm.conversations import UnusableLine, conversation, lines
-from earmark.speech_llm.labels import ChatLabels, Tokens
+from earmark.speech_llm.labels import IGNORED, ChatLabels, Tokens
 from earmark.speech_llm.launch import check_unpacked
 from earmark.speech_llm.model import WhisperQwen3
 from earmark.speech_llm.train import load
@@ -136,4 +136,4 @@ def _samples(lines_path: Path, chat: ChatLabels, max_states: int, table: StageTa
         except AudioError as error:
             table.reject(row_id, "bad_audio", str(error))
         else:
-            yield Sample(row_id, talk.audio, Tokens(ids, np.full_like(ids, -100)))
+            yield Sample(row_id, talk.audio, Tokens(ids, np.full_like(ids, IGNORED)))

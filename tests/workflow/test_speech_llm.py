@@ -1,0 +1,141 @@
+"""A speech language model beside the retriever: trained, asked, measured and reported in the same workflow."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+KILLER = Path(__file__).parent / "killer"
+
+
+@pytest.fixture(scope="module")
+def config(repo: Path, small_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The small configuration with a tiny random Qwen3, made as `make demo-llm` makes its own."""
+    base = tmp_path_factory.mktemp("bases") / "tiny_qwen3"
+    command = [sys.executable, str(repo / "benchmarks/tiny_qwen3.py"), str(base), "--hidden-size", "64"]
+    subprocess.run([*command, "--layers", "2"], check=True, timeout=120)
+    return {
+        **small_config,
+        "train": {**small_config["train"], "backends": ["retriever", "whisper_qwen3"]},
+        "speech_llm": {
+            "qwen3_model": str(base),
+            "train_qwen3_layers": 2,
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 16,
+            "learning_rate": 0.003,
+            "answer_batch_size": 32,
+            "max_new_tokens": 12,
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def answered(
+    chain: Path, config: dict[str, Any], run_snakemake: Callable, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The finished run with the language model added: nothing that stood there is made again but the report."""
+    folder = tmp_path_factory.mktemp("answered") / "run"
+    shutil.copytree(chain, folder, symlinks=True)
+    run = run_snakemake(folder, configfile=config, timeout=600)
+    assert run.status == 0, run.output[-4000:]
+    for rule in ("train_speech_llm", "answer_split", "evaluate_answers", "report"):
+        assert f"{rule} " in run.output, rule
+    for rule in ("train_backend", "export_split", "encode", "evaluate_backend"):
+        assert f"{rule} " not in run.output, rule
+    return folder
+
+
+def test_every_dev_and_test_chunk_has_an_answer_and_figures(answered: Path) -> None:
+    data = answered / "data/small"
+    for split in ("dev", "test"):
+        asked = [row["chunk_id"] for row in pq.read_table(data / f"splits/{split}.parquet").to_pylist()]
+        answers = pq.read_table(data / f"answers/whisper_qwen3/{split}.parquet")
+        assert answers["chunk_id"].to_pylist() == asked
+        assert any(answers["text"].to_pylist())
+    metrics = json.loads((data / "evaluation/whisper_qwen3/metrics.json").read_text())
+    test = metrics["test"]
+    assert metrics["task"] == "spot_terms"
+    assert test["n_term"] + test["n_no_term"] == len(asked)
+    assert test["recall"]["seen"]["n"] + test["recall"]["unseen"]["n"] == test["n_term"] > 0
+    # The retriever beside it: its first term counts where that is the spoken one, above the threshold it was given.
+    retriever = json.loads((data / "evaluation/retriever/metrics.json").read_text())
+    rejection = retriever["test"]["rejection"]
+    assert test["retriever"]["rejected_no_term"] == pytest.approx(rejection["rejected_no_term"])
+    assert test["retriever"]["false_rejection"] == pytest.approx(rejection["term_chunks"]["all"]["false_rejection"])
+    assert test["retriever"]["recall"]["all"]["value"] <= retriever["test"]["retrieval"]["all"]["recall@1"]["value"]
+    written = pq.read_table(data / "evaluation/whisper_qwen3/predictions.parquet")
+    assert sum(written["split"].to_numpy(zero_copy_only=False) == "test") == len(asked)
+
+
+def test_the_model_trained_what_it_was_told_and_nothing_else(answered: Path) -> None:
+    model = answered / "data/small/models/whisper_qwen3"
+    parts = json.loads((model / "audit.json").read_text())["parts"]
+    assert {name for name, part in parts.items() if part["trainable"]} == {"projector", "qwen3"}
+    losses = [json.loads(line)["loss"] for line in (model / "train_metrics.jsonl").open() if '"loss"' in line]
+    assert losses[-1] < losses[0]
+    assert not list(model.parent.glob(".*"))
+
+
+def test_report_and_figures_show_it_beside_the_retriever(answered: Path) -> None:
+    page = (answered / "data/small/report.html").read_text()
+    answers = page[page.index('<h2 id="answers">') : page.index('<h2 id="funnel">')]
+    assert answers.count("<td>whisper_qwen3</td>") == answers.count("<td>retriever</td>") == 3
+    command = [str(Path(sys.executable).with_name("earmark")), "figures", "data/small"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=answered)
+    assert done.returncode == 0, done.stderr
+    assert "whisper_qwen3, answering (spot_terms): test speakers" in done.stdout
+
+
+def test_a_second_run_has_nothing_to_do_and_a_longer_answer_trains_nothing(
+    answered: Path, config: dict[str, Any], run_snakemake: Callable
+) -> None:
+    run = run_snakemake(answered, configfile=config)
+    assert "Nothing to be done" in run.output
+    longer = {**config, "speech_llm": {**config["speech_llm"], "max_new_tokens": 13}}
+    run = run_snakemake(answered, configfile=longer, arguments=("--dry-run",))
+    assert "answer_split " in run.output
+    assert "train_speech_llm " not in run.output
+
+
+def test_a_killed_training_goes_on_and_ends_with_the_same_model(
+    answered: Path,
+    config: dict[str, Any],
+    run_snakemake: Callable,
+    checksums: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(answered, folder, symlinks=True)
+    undisturbed = checksums(folder / "data/small/models/whisper_qwen3")
+    arguments = ("--forcerun", "train_speech_llm", "--until", "train_speech_llm")
+    monkeypatch.setenv("PYTHONPATH", str(KILLER))
+    monkeypatch.setenv("KILL_BEFORE_RENAME", "data/small/models/whisper_qwen3")
+    killed = run_snakemake(folder, configfile=config, timeout=600, arguments=arguments)
+    assert killed.status == -signal.SIGKILL, killed.output[-2000:]
+    assert not (folder / "data/small/models/whisper_qwen3").exists()
+    monkeypatch.delenv("KILL_BEFORE_RENAME")
+    assert run_snakemake(folder, configfile=config, arguments=("--unlock",)).status == 0
+    run = run_snakemake(folder, "data/small/models/whisper_qwen3", configfile=config, timeout=600)
+    assert run.status == 0, run.output[-4000:]
+    assert "goes on from" in (folder / "logs/small/train/whisper_qwen3.log").read_text()
+    assert checksums(folder / "data/small/models/whisper_qwen3") == undisturbed
+    assert not list((folder / "data/small/models").glob(".*"))
+
+
+def test_a_backend_without_the_retriever_is_refused_in_a_sentence(
+    tmp_path: Path, small_config: dict[str, Any], run_snakemake: Callable
+) -> None:
+    config = {**small_config, "train": {"backends": ["whisper_qwen3"]}}
+    run = run_snakemake(tmp_path, configfile=config, arguments=("--dry-run",))
+    assert run.status == 1
+    assert "train.backends.0: 'retriever' was expected" in run.output

@@ -1,5 +1,11 @@
 # What a call of Snakemake is to make, in a file for those who watch it: earmark status, tail, resume and resources.
-from earmark.cluster.plan import end_plan, planned_jobs, slurm_log_folder, write_plan
+from earmark.cluster.plan import (
+    end_plan,
+    planned_jobs,
+    slurm_log_folder,
+    slurm_run_name,
+    write_plan,
+)
 
 PLAN = LOGS / "plan.json"
 
@@ -10,6 +16,8 @@ onstart:
         planned_jobs(workflow.dag),
         snakemake_log=log[0] if log else "",
         slurm_logs=slurm_log_folder(workflow.executor_settings),
+        slurm_run=slurm_run_name(workflow.scheduler),
+        elsewhere=workflow.overwrite_workdir is not None,
     )
 
 

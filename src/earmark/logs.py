@@ -8,17 +8,18 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
 
-from earmark.cluster.job_record import begin_record, end_record
+from earmark.cluster.job_record import JobRecord, begin_record, end_record
 from earmark.errors import EarmarkError
 
 Item = TypeVar("Item")
 LOG_INTERVAL_S = 60.0  # between two lines of progress in a log file
+_INTERRUPTED = 130  # the exit status of what Ctrl-C ended, by the shells' custom
 
 
 @contextmanager
@@ -26,8 +27,8 @@ def job_log(path: str | Path) -> Iterator[None]:
     """Send logging, stdout and stderr (those of C libraries too) to `path` while a job runs.
 
     An EarmarkError ends the process with status 1 and its message as the log's last line. Any other exception is a
-    defect: its traceback goes into the log before the last line. Beside the log, a record tells `earmark status` and
-    `earmark resources` where and how the job runs.
+    defect: its traceback goes into the log before the last line. Ctrl-C is neither. Beside the log, a record tells
+    `earmark status` and `earmark resources` where and how the job runs; a job that cannot write it works all the same.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,22 +41,43 @@ def job_log(path: str | Path) -> Iterator[None]:
         logging.basicConfig(
             stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
         )
+        record = None
         try:
-            record = begin_record(path)
+            record = _begun(path)
             yield
         except EarmarkError as error:
             reason = " ".join(str(error).split())
+        except KeyboardInterrupt:
+            _end(path, record, "interrupted")
+            logging.warning("interrupted")
+            sys.exit(_INTERRUPTED)
         except Exception as error:
             traceback.print_exc()
             reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
         else:
-            end_record(path, record, "done")
+            _end(path, record, "done")
             logging.info("done")
             return
+        _end(path, record, "failed", reason)
         logging.error("%s", reason)
-        with suppress(OSError):  # on a full disk the record stays that of a job which was killed
-            end_record(path, record, "failed", reason)
         sys.exit(1)
+
+
+def _begun(path: Path) -> JobRecord | None:
+    try:
+        return begin_record(path)
+    except OSError as error:
+        logging.warning("the job has no record, and `earmark status` cannot see it run: %s", error)
+        return None
+
+
+def _end(path: Path, record: JobRecord | None, outcome: str, reason: str = "") -> None:
+    if record is None:
+        return
+    try:
+        end_record(path, record, outcome, reason)
+    except OSError as error:  # a full disk: the record stays that of a job which was killed
+        logging.warning("the job's record does not say how it ended: %s", error)
 
 
 def progress(items: Iterable[Item], *, total: int | None = None, unit: str) -> Iterator[Item]:

@@ -1,6 +1,7 @@
 """What the doctor says of configurations and machines that are not well."""
 
 import copy
+import importlib.util
 import os
 import shutil
 import stat
@@ -95,6 +96,31 @@ def test_a_model_that_is_nowhere_is_a_problem(defaults, tmp_path, monkeypatch):
     assert "neither a folder nor a hub id" in problems(run_checks.models(config))[0]
 
 
+def test_models_that_the_package_does_not_bundle_and_those_of_a_language_model_are_looked_at(defaults, tmp_path):
+    config = copy.deepcopy(defaults)
+    config["retrieval"]["encoder"] = "bundled:whisper-large"
+    config["evaluate"]["transcripts"] = "bundled:qwen"
+    config["speech_llm"] |= {"qwen3_model": str(tmp_path / "gone"), "load_in_4bit": True}
+    said = problems(run_checks.models(config))
+    assert ["retrieval.encoder: no bundled model" in said[0], "evaluate.transcripts: no bundled" in said[1]] == [
+        True
+    ] * 2
+    assert len(said) == 2
+    config["train"]["backends"] = ["retriever", "whisper_qwen3"]
+    said = "\n".join(problems(run_checks.models(config)))
+    assert f"speech_llm.qwen3_model: {tmp_path / 'gone'} is neither a folder nor a hub id" in said
+    assert "speech_llm.whisper_model" not in said
+    assert ("load_in_4bit needs" in said) == (importlib.util.find_spec("bitsandbytes") is None)
+
+
+def test_a_missing_word_list_or_reference_is_a_problem(defaults, tmp_path):
+    config = copy.deepcopy(defaults)
+    assert not problems(run_checks.word_list(config))
+    config["evaluate"]["word_list"] = config["align"]["reference"] = str(tmp_path / "gone")
+    assert "gone: there is no such file" in problems(run_checks.word_list(config))[0]
+    assert "gone: there is no such file" in problems(run_checks.aligner(config))[0]
+
+
 def test_partitions_and_gpus_are_compared_with_what_sinfo_prints(program):
     # As Slurm 22.05 printed it; a node's GPUs may come with the sockets they belong to.
     program("sinfo", "echo 'cpu|up|(null)|3'; echo 'gpu|up|gpu:h100:2(S:0-1)|2'")
@@ -104,6 +130,12 @@ def test_partitions_and_gpus_are_compared_with_what_sinfo_prints(program):
     assert problems(machine_checks.slurm({**CLUSTER, "cpu_partition": "batch"})) == [
         "cluster.cpu_partition: there is no partition 'batch'"
     ]
+    assert not problems(machine_checks.slurm({**CLUSTER, "gpu_gres": "gpu:h100:1"}, processes=2))
+    for gres, processes in (("gpu:1", 3), ("gpu:h100:2", 2)):
+        assert (
+            "no node of gpu has more than 2"
+            in problems(machine_checks.slurm({**CLUSTER, "gpu_gres": gres}, processes))[0]
+        )
     assert "has no 'gpu:a100:1'" in problems(machine_checks.slurm({**CLUSTER, "gpu_gres": "gpu:a100:1"}))[0]
     assert "has no 'gpu:1'" in problems(machine_checks.slurm({**CLUSTER, "gpu_partition": "cpu"}))[0]
 

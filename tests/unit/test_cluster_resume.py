@@ -1,17 +1,19 @@
 """Taking up a run: who else works in the folder, and what an earlier Snakemake left. Processes are real ones."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from earmark.artifacts import write_json
 from earmark.cluster.job_record import read_record
-from earmark.cluster.plan import Plan, PlannedJob, plan_path
-from earmark.cluster.process import this_process
+from earmark.cluster.plan import Plan, PlannedJob, plan_path, read_plan
+from earmark.cluster.process import name_of, this_process
 from earmark.cluster.resume import NotResumed, resume
 
 # Of a process that has ended: nobody was born in 1970.
@@ -24,7 +26,7 @@ def left(tmp_path):
 
     def make(process=GONE, arguments=("align", "--cores", "1")):
         job = PlannedJob("align_shard", "align", {"shard": "0"}, ["0.parquet"], "logs/talks/0.log", "", True, {})
-        plan = Plan(str(tmp_path), process, list(arguments), "", None, time.time(), [job], [])
+        plan = Plan(process, list(arguments), "", None, time.time(), [job], [])
         write_json(plan_path("talks", tmp_path), dataclasses.asdict(plan))
         lock = tmp_path / ".snakemake/locks/0.output.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +86,42 @@ def test_a_snakemake_of_another_machine_may_live(left):
     assert "--forcerun" in refusal(left(elsewhere, ("--forcerun", "align")), is_gone=True)
 
 
+def test_a_snakemake_that_the_plan_knows_is_not_disturbed_wherever_it_was_started(left):
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], cwd="/") as process:
+        name = name_of(psutil.Process(process.pid))
+        folder = left(name)
+        # Another run's plan is newer, and its Snakemake is gone.
+        shutil.copytree(folder / "logs/talks", folder / "logs/later")
+        plan = read_plan(plan_path("talks", folder))
+        later = dataclasses.replace(plan, snakemake=GONE, started_at=plan.started_at + 1)
+        write_json(plan_path("later", folder), dataclasses.asdict(later))
+        assert f"process {process.pid}" in refusal(folder, is_gone=True)
+        elsewhere = dataclasses.replace(plan, snakemake=dataclasses.replace(GONE, host="login2"))
+        write_json(plan_path("talks", folder), dataclasses.asdict(elsewhere))
+        assert "on login2" in refusal(folder)
+        process.kill()
+
+
+def test_arguments_that_count_from_an_unknown_folder_are_not_repeated(left):
+    folder = left()
+    plan = dataclasses.replace(read_plan(plan_path("talks", folder)), elsewhere=True)
+    write_json(plan_path("talks", folder), dataclasses.asdict(plan))
+    assert "--directory" in refusal(folder)
+
+
+@pytest.mark.parametrize(("script", "options"), [(".snakemake/scripts/tmp1.align.py", []), ("x.py", ["--nolock"])])
+def test_a_job_that_has_no_record_yet_is_seen(left, script, options):
+    folder = left()
+    script = folder / script
+    script.parent.mkdir(parents=True, exist_ok=True)
+    script.write_text("import time\nprint('up', flush=True)\ntime.sleep(600)")
+    with subprocess.Popen([sys.executable, script, *options], cwd=folder, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        said = refusal(folder)
+        process.kill()
+        assert f"process {process.pid} on this machine" in said
+
+
 def test_a_call_that_would_do_again_what_is_done_is_not_repeated(left):
     assert "-R" in refusal(left(arguments=("-R", "align_shard")))
 
@@ -103,7 +141,8 @@ def test_cancelling_ends_jobs_with_their_children_then_unlocks_and_starts(left, 
     process = living_job(folder)
     child = int((folder / "child").read_text())
     earmark = str(Path(sys.executable).with_name("earmark"))
-    done = subprocess.run([earmark, "resume", "--cancel"], cwd=folder, capture_output=True, text=True, timeout=120)
+    command = [earmark, "resume", "--cancel", "--directory", folder.name]
+    done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "unlocking" in done.stdout
     assert process.wait(10) != 0

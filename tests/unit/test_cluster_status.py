@@ -10,11 +10,13 @@ import time
 
 import pytest
 
+from earmark.artifacts import write_json
 from earmark.cluster.job_record import Granted, JobRecord, read_record, record_path
-from earmark.cluster.plan import Plan, PlannedJob
+from earmark.cluster.plan import Plan, PlannedJob, plan_path
 from earmark.cluster.process import this_process
 from earmark.cluster.squeue import QueuedJob
 from earmark.cluster.status import State, job_states
+from earmark.cluster.status_page import print_status
 
 ELSEWHERE = dataclasses.replace(this_process(), host="another.host")
 
@@ -28,7 +30,7 @@ def job():
 
 @pytest.fixture
 def plan(job, tmp_path):
-    return Plan(str(tmp_path), this_process(), [], "", "logs/slurm", time.time(), [job], [])
+    return Plan(this_process(), [], "", "logs/slurm", time.time(), [job], [])
 
 
 def start(folder, body):
@@ -54,10 +56,8 @@ def only(plan, queue, folder):
     return state
 
 
-def queued(state, comment, reason=""):
-    return QueuedJob(
-        "7", "earmark_x", state, "cpu", 61.0, time.time() - 5, None, 60, 1, 1000, "", "c1", reason, comment, ""
-    )
+def queued(state, comment, reason="", run="earmark_x"):
+    return QueuedJob("7", run, state, "cpu", 61.0, time.time() - 5, None, 60, 1, 1000, "", "c1", reason, comment, "")
 
 
 def test_a_job_on_this_machine_runs_then_is_done(plan, tmp_path):
@@ -101,6 +101,39 @@ def test_the_queue_overrules_what_the_attempt_before_left(plan, job, tmp_path):
     running = only(plan, [queued("RUNNING", comment)], tmp_path)
     assert (running.state, running.node, running.elapsed_s) == (State.RUNNING, "c1", 61)
     assert only(plan, [queued("PENDING", "rule_align_shard_wildcards_0001")], tmp_path).state is State.FAILED
+
+
+def test_jobs_of_another_run_in_the_folder_are_not_taken_for_this_ones(plan, tmp_path):
+    ours = dataclasses.replace(
+        plan, slurm_run="earmark_x", jobs=[dataclasses.replace(plan.jobs[0], log="logs/talks/align/0000.log")]
+    )
+    comment = "rule_align_shard_wildcards_0000"
+    slurm_log = tmp_path / "logs/slurm/rule_align_shard/0000/7.log"
+    slurm_log.parent.mkdir(parents=True)
+    slurm_log.write_text("of the other run\n")
+    assert only(ours, [queued("RUNNING", comment)], tmp_path).state is State.RUNNING
+    assert only(ours, [queued("RUNNING", comment, run="earmark_y")], tmp_path).state is State.WAITING
+    # Its job has ended; its record says whose the log is.
+    other = JobRecord(ELSEWHERE, time.time(), 1, Granted("7", 0.0, 1.0, 1, 1000, 60, "", "cpu", "c1"))
+    path = record_path(tmp_path / "logs/other/align/0000.log")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(dataclasses.asdict(other)))
+    (tmp_path / "logs/other/plan.json").touch()
+    assert only(ours, [], tmp_path).state is State.WAITING
+
+
+def test_an_interrupted_job_waits_and_the_page_calls_no_job_failed(plan, tmp_path, capsys):
+    assert start(tmp_path, "raise KeyboardInterrupt").wait() == 130
+    assert only(plan, [], tmp_path).state is State.WAITING
+    ended = dataclasses.replace(
+        plan, slurm_logs=None, snakemake_log=".snakemake/log/x.log", ended_at=time.time(), outcome="failed"
+    )
+    write_json(plan_path("talks", tmp_path), dataclasses.asdict(ended))
+    print_status("talks", folder=tmp_path, every_job=False, as_json=False)
+    said = capsys.readouterr().out
+    assert "ended early" in said
+    assert ".snakemake/log/x.log" in said
+    assert "some jobs failed" not in said
 
 
 @pytest.mark.parametrize(("queue", "state"), [([], State.FAILED), (None, State.UNKNOWN)])

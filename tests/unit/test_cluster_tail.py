@@ -24,7 +24,7 @@ def log(tmp_path):
     path.parent.mkdir(parents=True)
     job = PlannedJob("align_shard", "align", {"shard": "0000"}, ["x"], "logs/talks/align/0000.log", "", True, {})
     encode = dataclasses.replace(job, rule="encode", stage="train", log="logs/talks/encode/0000.log")
-    plan = Plan(str(tmp_path), this_process(), [], "", "logs/slurm", time.time(), [job, encode], [])
+    plan = Plan(this_process(), [], "", "logs/slurm", time.time(), [job, encode], [])
     write_json(plan_path("talks", tmp_path), dataclasses.asdict(plan))
     return path
 

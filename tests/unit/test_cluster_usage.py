@@ -18,7 +18,7 @@ HEADER = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load
 def usage(tmp_path):
     """usage(rows): by rule, of jobs (seconds, MB, CPU seconds, what Slurm gave or None)."""
 
-    def make(*rows, threads=2, asked_mb=4000, asked_min=60):
+    def make(*rows, threads=2, asked_mb=4000, asked_min=60, counted=(None, None), outcome="done"):
         jobs = []
         for number, (seconds, mb, cpu_s, granted) in enumerate(rows):
             asked = {"threads": threads, "mem_mb": asked_mb, "runtime": asked_min}
@@ -28,10 +28,10 @@ def usage(tmp_path):
             (tmp_path / job.benchmark).write_text(
                 f"{HEADER}{seconds}\t0:00:00\t{mb}\t1\t1\t1\t0\t0\t90\t{cpu_s}\n", encoding="utf-8"
             )
-            record = JobRecord(this_process(), 0.0, 1, granted, 1.0, "done")
+            record = JobRecord(this_process(), 0.0, 1, granted, 1.0, outcome, "", *counted)
             record_path(tmp_path / job.log).write_text(json.dumps(dataclasses.asdict(record)), encoding="utf-8")
             jobs.append(job)
-        plan = Plan(str(tmp_path), this_process(), [], "", None, time.time(), jobs[:1], jobs[1:])
+        plan = Plan(this_process(), [], "", None, time.time(), jobs[:1], jobs[1:])
         (rule,) = by_rule(run_usage(plan, tmp_path))
         return rule
 
@@ -62,19 +62,31 @@ def test_a_job_too_short_to_be_sampled_counts_without_memory_and_cpu(usage):
     assert "MB" not in (rule.advice() or "")
 
 
+def test_the_larger_of_benchmark_and_record_counts_and_a_failed_attempts_record_does_not(usage):
+    seen_seldom = usage((100, 800, 150, None), counted=(180.0, 2500.0))
+    assert (seen_seldom.used_max_mb, seen_seldom.cpu_efficiency) == (2500, pytest.approx(180 / 200))
+    several_processes = usage((100, 3800, 150, None), counted=(120.0, 1900.0))
+    assert (several_processes.used_max_mb, several_processes.cpu_efficiency) == (3800, pytest.approx(150 / 200))
+    assert usage((100, 800, 150, None), counted=(180.0, 2500.0), outcome="failed").used_max_mb == 800
+    assert usage((1, "NA", "NA", None), counted=(0.9, 200.0)).used_max_mb == 200
+
+
 def test_far_too_much_is_advised_against_and_what_is_advised_needs_no_further_advice(usage):
     rule = usage((1200, 900, 2300, granted()))
-    assert rule.advice() == "align_shard asked for 4000 MB, used at most 900: mem_mb 1500 would do"
+    assert (
+        rule.advice()
+        == "align_shard asked for 4000 MB, used at most 900: --set-resources align_shard:mem_mb=1500 would do"
+    )
     assert usage((1200, 900, 2300, granted(mem_mb=1500.0)), asked_mb=1500).advice() is None
 
 
 def test_a_job_near_its_limit_is_told_so(usage):
     advice = usage((3500, 3800, 6000, granted())).advice()
     assert "3800" in advice
-    assert "mem_mb 5300, runtime 180 is safer" in advice
+    assert advice.endswith(": --set-resources align_shard:mem_mb=5300 align_shard:runtime=180 is safer")
 
 
 def test_idle_cores_are_told_where_slurm_gave_them(usage):
     advice = usage((1200, 3000, 900, granted()))
-    assert advice.advice() == "align_shard asked for 2 threads, kept 0.8 busy: threads 1 would do"
+    assert advice.advice() == "align_shard asked for 2 threads, kept 0.8 busy: --set-threads align_shard=1 would do"
     assert usage((1200, 3000, 900, None)).advice() is None

@@ -75,7 +75,7 @@ def _add_resources(commands: argparse._SubParsersAction) -> None:
         "resources",
         help="what a run's jobs asked for and what they used",
         description="Per rule: time in the queue, run time, CPU and memory of the jobs that ended, beside what they "
-        "asked for, and where to ask for less or more. Change it in the profile, under set-resources.",
+        "asked for, and where to ask for less or more, as options for Snakemake.",
     )
     _add_folders(parser)
     parser.set_defaults(command=_resources)

@@ -75,10 +75,11 @@ def _findings(workflow: Path, configfiles: Sequence[Path]) -> Iterator[Finding]:
     names = ", ".join(map(str, configfiles)) or "the defaults"
     yield ok("configuration", f"valid: {names}, run {config['run']!r}")
     yield from machine_checks.disk(Path(config["data_dir"]))
-    yield from machine_checks.slurm(config["cluster"])
+    yield from machine_checks.slurm(config["cluster"], config["train"]["processes"])
     yield from run_checks.aligner(config)
     yield from run_checks.glossary(config)
     yield from run_checks.audio(config)
+    yield from run_checks.word_list(config)
     yield from run_checks.models(config)
     yield from machine_checks.gpu(config["cluster"])
     yield from run_checks.training_step(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +40,11 @@ class Granted:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """One attempt at a job. `ended_at` and `outcome` (done, failed) are None while it runs, and stay so if it is
-    killed.
+    """One attempt at a job. What is known at its end only is None while it runs, and stays so if it is killed.
 
-    `attempt` counts those that failed or were killed one after the other, this one included.
+    `outcome`: done, failed, or interrupted (Ctrl-C). `attempt` counts those that failed or were killed one after the
+    other, this one included. `cpu_s` and `peak_mb` are what its processes used, as the system counts: CPU time of the
+    job and of all that it waited for, and the largest resident memory of any one of them (not of several together).
     """
 
     process: ProcessName
@@ -52,6 +54,8 @@ class JobRecord:
     ended_at: float | None = None
     outcome: str | None = None
     reason: str = ""
+    cpu_s: float | None = None
+    peak_mb: float | None = None
 
 
 def record_path(log: Path) -> Path:
@@ -62,26 +66,36 @@ def record_path(log: Path) -> Path:
 def begin_record(log: Path) -> JobRecord:
     """Write the record of this process's job, which begins now."""
     earlier = read_record(log)
-    failed_before = earlier.attempt if earlier and earlier.outcome != "done" else 0
+    failed_before = earlier.attempt if earlier and earlier.outcome not in ("done", "interrupted") else 0
     record = JobRecord(this_process(), time.time(), failed_before + 1, _granted())
     _write(log, record)
     return record
 
 
 def end_record(log: Path, record: JobRecord, outcome: str, reason: str = "") -> None:
-    """Write how it ended."""
-    _write(log, dataclasses.replace(record, ended_at=time.time(), outcome=outcome, reason=reason))
+    """Write how it ended, and what it used."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    ended = dataclasses.replace(
+        record,
+        ended_at=time.time(),
+        outcome=outcome,
+        reason=reason,
+        cpu_s=sum(part.ru_utime + part.ru_stime for part in used),
+        # Not the sum: a child that was forked begins with its parent's peak.
+        peak_mb=max(part.ru_maxrss for part in used) / 1024,
+    )
+    _write(log, ended)
 
 
 def read_record(log: Path) -> JobRecord | None:
-    """The record of the job with this log; None where there is none."""
+    """The record of the job with this log; None where there is none, or one that another version of Earmark wrote."""
     try:
         record: dict[str, Any] = json.loads(record_path(log).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        slurm = record.pop("slurm")
+        process = ProcessName(**record.pop("process"))
+        return JobRecord(process=process, slurm=Granted(**slurm) if slurm else None, **record)
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    slurm = record.pop("slurm")
-    process = ProcessName(**record.pop("process"))
-    return JobRecord(process=process, slurm=Granted(**slurm) if slurm else None, **record)
 
 
 def _write(log: Path, record: JobRecord) -> None:

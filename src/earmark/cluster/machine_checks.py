@@ -93,8 +93,11 @@ def gpu(cluster: Mapping[str, Any]) -> Iterator[Finding]:
         yield ok("gpu", f"none here, jobs on this machine use the CPU{where}")
 
 
-def slurm(cluster: Mapping[str, Any]) -> Iterator[Finding]:
-    """The partitions that the configuration names, against those there are. Nothing to say where there is no Slurm."""
+def slurm(cluster: Mapping[str, Any], processes: int = 1) -> Iterator[Finding]:
+    """The partitions that the configuration names, against those there are. Nothing to say where there is no Slurm.
+
+    `processes` are those of a training job, which stands on one node and asks for `gpu_gres` once for each.
+    """
     if shutil.which("sinfo") is None:
         yield ok("slurm", "not on this machine; --profile profiles/local needs none")
         return
@@ -114,11 +117,12 @@ def slurm(cluster: Mapping[str, Any]) -> Iterator[Finding]:
         name, *rest = line.split("|")
         partitions.setdefault(name, []).append(rest)
     for key in ("cpu_partition", "gpu_partition"):
-        yield from _partition(f"cluster.{key}", cluster[key], partitions, cluster["gpu_gres"] if "gpu" in key else None)
+        gres = cluster["gpu_gres"] if "gpu" in key else None
+        yield from _partition(f"cluster.{key}", cluster[key], partitions, gres, processes)
 
 
 def _partition(
-    key: str, name: str | None, partitions: Mapping[str, list[list[str]]], gres: str | None
+    key: str, name: str | None, partitions: Mapping[str, list[list[str]]], gres: str | None, processes: int
 ) -> Iterator[Finding]:
     if name is None:
         yield ok("slurm", f"{key} is null: {'no job asks for a GPU' if gres else 'the default partition'}")
@@ -127,18 +131,29 @@ def _partition(
         yield problem("slurm", f"{key}: there is no partition {name!r}", f"set it to one of {known}")
     elif not any(up.startswith("up") for up, *_ in partitions[name]):
         yield warning("slurm", f"partition {name} is down", "its jobs will wait; `sinfo -R` says why")
-    elif gres and not any(
-        re.search(rf"\b{re.escape(gres.rsplit(':', 1)[0])}\b", held) for _, held, _ in partitions[name]
-    ):
+    elif gres and not (most := max(_held(gres, held) for _, held, _ in partitions[name])):
         held = ", ".join(sorted({held for _, held, _ in partitions[name]}))
         yield problem(
             "slurm",
             f"cluster.gpu_gres: partition {name} has no {gres!r} (it has {held})",
             "set cluster.gpu_gres, or cluster.gpu_partition",
         )
+    elif gres and (asked := int(gres.rsplit(":", 1)[1]) * processes) > most:
+        yield problem(
+            "slurm",
+            f"a training job asks for {asked} GPUs (train.processes x cluster.gpu_gres), and no node of {name} has "
+            f"more than {most}",
+            "lower train.processes or cluster.gpu_gres",
+        )
     else:
         nodes = sum(int(count) for *_, count in partitions[name])
         yield ok("slurm", f"{key}: {name}, {nodes} nodes")
+
+
+def _held(gres: str, held: str) -> int:
+    """How many GPUs of the kind of `gres` ("gpu:h100:1", "gpu:1") a node has that sinfo prints as `held`."""
+    kind = re.escape(gres.rsplit(":", 1)[0])
+    return sum(int(count) for count in re.findall(rf"\b{kind}(?::[^:,(]+)*?:(\d+)\b", held))
 
 
 def disk(data: Path) -> Iterator[Finding]:
@@ -157,7 +172,11 @@ def disk(data: Path) -> Iterator[Finding]:
         if free_gb < _LEAST_GB or (inodes is not None and inodes < _LEAST_INODES):
             yield problem(subject, told, "make room, or set data_dir (or TMPDIR) to another file system")
         elif free_gb < _SCARCE_GB or (inodes is not None and inodes < _SCARCE_INODES):
-            yield warning(subject, told, "enough for a small corpus; export.formats writes a file for every chunk")
+            yield warning(
+                subject,
+                told,
+                "enough for a small corpus; export writes up to export.max_wav_files wavs, then packs them",
+            )
         else:
             yield ok(subject, told)
     yield from _quota()

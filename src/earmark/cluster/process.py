@@ -42,7 +42,17 @@ class ProcessName:
     def running(self) -> bool:
         return self.find() is not None
 
+    @property
+    def is_caller(self) -> bool:
+        """Whether it is the calling process."""
+        return self.pid == os.getpid() and self.running
+
 
 def this_process() -> ProcessName:
     """The calling process."""
-    return ProcessName(HOST, NAMESPACE, os.getpid(), psutil.Process().create_time())
+    return name_of(psutil.Process())
+
+
+def name_of(process: psutil.Process) -> ProcessName:
+    """The name of a process on this host. psutil.NoSuchProcess if it has ended."""
+    return ProcessName(HOST, NAMESPACE, process.pid, process.create_time())

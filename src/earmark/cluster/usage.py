@@ -1,4 +1,10 @@
-"""What jobs asked for and what they used: from Snakemake's benchmarks and the records that jobs leave."""
+"""What jobs asked for and what they used: from Snakemake's benchmarks and the records that jobs leave.
+
+Both tell too little, each in its way, and the larger counts. The benchmark looks at all processes of a job together,
+but seldom once it runs for longer, and misses peaks and what a short-lived child did. The record has the system's own
+count at the job's end, but of memory only that of the largest process. Several processes whose peak together falls
+between two looks are still underrated.
+"""
 
 from __future__ import annotations
 
@@ -62,16 +68,23 @@ class RuleUsage:
 
     def advice(self) -> str | None:
         """One sentence where what was asked for is far from what was used; None where it is not."""
-        told, better, why = [], [], set()
+        told: list[str] = []
+        why: set[str] = set()
+        better: dict[str, list[str]] = {}
         for finding in (self._memory(), self._time(), self._threads()):
             if finding is not None:
                 told.append(finding[0])
-                better.append(finding[1])
+                option, value = finding[1].split()
+                better.setdefault(option, []).append(value)
                 why.add(finding[2])
         if not told:
             return None
         end = "would do" if why == {"enough"} else "is safer" if why == {"safer"} else "is better"
-        return f"{self.rule} {'; '.join(told)}: {', '.join(better)} {end}"
+        options = " ".join(" ".join([option, *values]) for option, values in better.items())
+        return f"{self.rule} {'; '.join(told)}: {options} {end}"
+
+    def _resource(self, name: str, value: int) -> str:
+        return f"--set-resources {self.rule}:{name}={value}"
 
     def _memory(self) -> tuple[str, str, str] | None:
         if self.used_max_mb is None or self.asked_mb is None:
@@ -79,8 +92,9 @@ class RuleUsage:
         told = f"asked for {self.asked_mb:.0f} MB, used at most {self.used_max_mb:.0f}"
         enough = _rounded_up(max(_HEADROOM * self.used_max_mb + _SNAKEMAKES_MB, _LEAST_MB), 100)
         if self.used_max_mb + (_SNAKEMAKES_MB if self.on_slurm else 0) > _NEAR * self.asked_mb:
-            return told, f"mem_mb {max(enough, _rounded_up(_HEADROOM * self.asked_mb, 100))}", "safer"
-        return (told, f"mem_mb {enough}", "enough") if self.asked_mb >= _FAR * enough else None
+            more = max(enough, _rounded_up(_HEADROOM * self.asked_mb, 100))
+            return told, self._resource("mem_mb", more), "safer"
+        return (told, self._resource("mem_mb", enough), "enough") if self.asked_mb >= _FAR * enough else None
 
     def _time(self) -> tuple[str, str, str] | None:
         if self.asked_min is None:
@@ -89,8 +103,8 @@ class RuleUsage:
         told = f"asked for {self.asked_min:.0f} min, took at most {took_min:.1f}"
         enough = _rounded_up(max(_TIME_HEADROOM * took_min, _LEAST_MIN), 10)
         if took_min > _NEAR * self.asked_min:
-            return told, f"runtime {enough}", "safer"
-        return (told, f"runtime {enough}", "enough") if self.asked_min >= _FAR_TIME * enough else None
+            return told, self._resource("runtime", enough), "safer"
+        return (told, self._resource("runtime", enough), "enough") if self.asked_min >= _FAR_TIME * enough else None
 
     def _threads(self) -> tuple[str, str, str] | None:
         # On one machine the jobs share its cores, and one that waits for them looks idle.
@@ -100,7 +114,11 @@ class RuleUsage:
         needed = max(1, math.ceil(busy - 0.2))
         if needed >= self.threads:
             return None
-        return f"asked for {self.threads} threads, kept {busy:.1f} busy", f"threads {needed}", "enough"
+        return (
+            f"asked for {self.threads} threads, kept {busy:.1f} busy",
+            f"--set-threads {self.rule}={needed}",
+            "enough",
+        )
 
 
 def run_usage(plan: Plan, folder: Path) -> list[JobUsage]:
@@ -122,6 +140,8 @@ def _job_usage(job: PlannedJob, folder: Path) -> Iterable[JobUsage]:
         return
     record = read_record(folder / job.log) if job.log else None
     slurm = record.slurm if record else None
+    # A benchmark is that of an attempt that ended well; a later one may have failed.
+    counted = record if record and record.outcome == "done" else None
     asked: dict[str, Any] = job.asked
     with benchmark.open(encoding="utf-8") as file:
         for row in csv.DictReader(file, delimiter="\t"):
@@ -129,9 +149,9 @@ def _job_usage(job: PlannedJob, folder: Path) -> Iterable[JobUsage]:
                 rule=job.rule,
                 run_s=float(row["s"]),
                 wait_s=slurm.wait_s if slurm else None,
-                cpu_s=_number(row["cpu_time"]),
+                cpu_s=_larger(_number(row["cpu_time"]), counted.cpu_s if counted else None),
                 threads=slurm.cpus if slurm else asked.get("threads"),
-                used_mb=_number(row["max_rss"]),
+                used_mb=_larger(_number(row["max_rss"]), counted.peak_mb if counted else None),
                 # Of this attempt where Slurm told; a first attempt's otherwise.
                 asked_mb=slurm.mem_mb if slurm and slurm.mem_mb else asked.get("mem_mb"),
                 asked_min=slurm.time_limit_min if slurm and slurm.time_limit_min else asked.get("runtime"),
@@ -144,6 +164,10 @@ def _job_usage(job: PlannedJob, folder: Path) -> Iterable[JobUsage]:
 def _number(text: str) -> float | None:
     # "-" or "NA" for a job too short to be sampled.
     return float(text) if re.fullmatch(r"[\d.]+", text) else None
+
+
+def _larger(*figures: float | None) -> float | None:
+    return max((figure for figure in figures if figure is not None), default=None)
 
 
 def _rule_usage(rule: str, jobs: Sequence[JobUsage]) -> RuleUsage:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from speech_llm_bases import make_tokenizer, talk, write_lines, write_noise
 from transformers import Qwen2TokenizerFast
 
@@ -126,6 +127,8 @@ def test_every_unusable_line_is_told_with_its_line_and_reason(chat: ChatLabels, 
         "empty_answer": talk(wav, "What?", "  "),
         "reasoning": talk(wav, "What?", "<think>hm</think>yes"),
         "special_token_in_text": talk(wav, "What?<|im_start|>", "yes"),
+        "not_unicode": '{"conversations": [{"from": "user", "value": "<audio>good.wav</audio>\\ud800"}, '
+        '{"from": "assistant", "value": "yes it is"}]}',
         "bad_audio": talk(tmp_path / "none.wav", "What?", "yes"),
         "too_few_labels": talk(wav, "What?", "yes"),
         "all_labels_masked": talk(wav, "What is it? " * 50, "no more than this"),
@@ -133,17 +136,28 @@ def test_every_unusable_line_is_told_with_its_line_and_reason(chat: ChatLabels, 
     rows = [*bad.values(), talk(long, "What?", "yes it is long"), talk(wav, "What?", "yes it is good")]
     path = write_lines(tmp_path / "train.jsonl", rows)
     kept = read(chat, path, min_valid_labels=4, max_length=100).samples
-    assert [sample.id for sample in kept] == ["train.jsonl:15"]
+    assert [sample.id for sample in kept] == ["train.jsonl:16"]
     told = [json.loads(line) for line in (tmp_path / "train_data.rejected.jsonl").read_text().splitlines()]
     assert [(row["id"], row["reason"]) for row in told] == [
         *((f"train.jsonl:{number}", reason) for number, reason in enumerate(bad, start=1)),
-        ("train.jsonl:14", "bad_audio"),
+        ("train.jsonl:15", "bad_audio"),
     ]
     counts = json.loads((tmp_path / "train_data.json").read_text())
-    assert (counts["input"], counts["kept"], counts["rejected"]) == (15, 1, 14)
+    assert (counts["input"], counts["kept"], counts["rejected"]) == (16, 1, 15)
     assert counts["valid_labels"]["total"] == kept[0].tokens.valid_labels > 3
-    with pytest.raises(TooManyRejectedError, match="14 of 15 conversations"):
+    with pytest.raises(TooManyRejectedError, match="15 of 16 conversations"):
         read(chat, path, max_rejected_fraction=0.5, min_valid_labels=4, max_length=100)
+
+
+def test_audio_that_only_decoding_shows_to_be_bad_is_told_before_training(chat: ChatLabels, tmp_path: Path) -> None:
+    good, ill = write_noise(tmp_path / "good.wav", 16_000), tmp_path / "ill.wav"
+    soundfile.write(ill, np.array([0.1, np.nan] * 8_000, np.float32), 16_000, subtype="FLOAT")
+    broken = tmp_path / "broken.flac"
+    soundfile.write(broken, soundfile.read(good)[0], 16_000)
+    broken.write_bytes(broken.read_bytes()[:9_000])
+    path = write_lines(tmp_path / "train.jsonl", [talk(audio, "What?", "a farm") for audio in (ill, good, broken)])
+    assert [sample.audio for sample in read(chat, path).samples] == [good]
+    assert len(read(chat, path, check_audio=False).samples) == 3
 
 
 def test_a_file_without_a_usable_line_is_an_error(chat: ChatLabels, tmp_path: Path) -> None:
@@ -168,6 +182,8 @@ def test_a_conversation_needs_exactly_one_audio_in_any_turn() -> None:
 def test_a_cut_keeps_audio_and_the_last_answer_only_where_asked(chat: ChatLabels) -> None:
     turns = (Turn("user", "Listen to this one, please. " * 8), Turn("assistant", "sure"), Turn("user", AUDIO + "What?"))
     tokens = chat((*turns, Turn("assistant", "a distant farm")))
+    header = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"  # as the generation prompt ends
+    assert chat.tokenizer.decode(chat.prompt_ids(turns)).endswith(header)
     limits = {"audio_id": chat.audio_id, "audio_tokens": 11}
     whole = len(tokens.ids) + 10
     assert fit_tokens(tokens, max_length=whole, all_masked="reject", **limits) is tokens
@@ -177,9 +193,13 @@ def test_a_cut_keeps_audio_and_the_last_answer_only_where_asked(chat: ChatLabels
     assert len(cut.ids) + 10 == 40
     assert (cut.ids == chat.audio_id).sum() == 1
     assert counted(chat, cut) == "a distant farm<|im_end|>"
-    assert cut.ids[:10].tolist() == tokens.ids[:10].tolist()
+    audio_and_answer = f"<|im_start|>user\n{AUDIO}{header}a distant farm<|im_end|>"
+    assert chat.tokenizer.decode(cut.ids) == f"<|im_start|>user\nListen to this<|im_end|>\n{audio_and_answer}"
+    for max_length in (33, 34, 36):  # no turn of which but the beginning is left
+        bare = fit_tokens(tokens, max_length=max_length, all_masked="keep_last", **limits)
+        assert chat.tokenizer.decode(bare.ids) == audio_and_answer
     with pytest.raises(UnusableLine, match="do not fit"):
-        fit_tokens(tokens, max_length=12, all_masked="keep_last", **limits)
+        fit_tokens(tokens, max_length=32, all_masked="keep_last", **limits)
 
 
 def test_a_batch_holds_an_audio_token_for_each_100_ms_and_pads_on_the_right(chat: ChatLabels, tmp_path: Path) -> None:

@@ -337,6 +337,9 @@ def test_both_spellings_of_a_flag_are_understood(flags: list[str], value: bool) 
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"max_grad_norm": -1.0}, "max_grad_norm is -1"),
         ({"max_rejected_fraction": 1.5}, "max_rejected_fraction is 1.5"),
+        ({"save_total_limit": 1}, "save_total_limit is 1"),
+        ({"resume_tolerance": float("nan")}, "resume_tolerance is nan"),
+        ({"freeze_projector_steps": 2, "use_lora": False}, "leaves nothing that trains"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changed: dict[str, Any], told: str) -> None:
@@ -349,8 +352,21 @@ def test_more_trained_layers_than_there_are_is_refused(bases: tuple[str, str], c
         build(bases, chat, train_qwen3_layers=4, use_lora=False)
     with pytest.raises(ConfigError, match="leaves no layer for LoRA"):
         build(bases, chat, train_qwen3_layers=3)
-    with pytest.raises(ConfigError, match="lora_targets 'nothing'"):
-        build(bases, chat, lora_targets="nothing")
+
+
+@pytest.mark.parametrize("targets", ["nothing", "q_proj,vproj", "q_proj,lm_head", "embed_tokens", "layernorm", " , "])
+def test_a_target_of_lora_that_is_no_linear_layer_is_refused(
+    bases: tuple[str, str], chat: ChatLabels, targets: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"lora_targets '{targets}'"):
+        build(bases, chat, lora_targets=targets)
+
+
+def test_an_adapter_that_is_not_in_the_model_is_missed(bases: tuple[str, str], chat: ChatLabels) -> None:
+    model = build(bases, chat)
+    chosen = settings(bases, Path("x"), Path("y"), lora_targets="q_proj,v_proj,self_attn.o_proj").model
+    with pytest.raises(WrongParameters, match=r"o_proj\.lora_A\.default\.weight must train, but is not in the model"):
+        audit(model, declared(model, chosen))
 
 
 def test_encoder_states_carry_no_gradient_where_whisper_is_frozen(bases: tuple[str, str], chat: ChatLabels) -> None:

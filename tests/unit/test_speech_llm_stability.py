@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from earmark.errors import ConfigError
 from earmark.speech_llm.activation_clamp import clamp_first_q_proj
 from earmark.speech_llm.nan_monitor import NanMonitor, TrainingDiverged
 from earmark.speech_llm.stability import ClipGradients, EarlyLearningRate, FrozenProjectorStart, GradientNormWatch
@@ -151,6 +152,25 @@ def test_a_gradient_that_is_not_finite_stops_with_parameter_step_and_logits(tmp_
     assert torch.equal(kept["projector.weight"], before["projector.weight"])
     assert kept["gradient.projector.weight"].isfinite().all()
     assert not kept["gradient.qwen3.q_proj.lora_A.weight"].isfinite().all()
+
+
+def test_a_loss_that_is_not_finite_stops_though_its_gradients_are(tmp_path: Path) -> None:
+    monitor = NanMonitor(tmp_path, on_nan="stop", max_skips=0)
+    monitor.observe(torch.tensor(math.inf), torch.tensor([[-3.0, math.nan]]), torch.tensor(17))
+    with pytest.raises(TrainingDiverged, match="step 0: the loss is not finite in 1 batches"):
+        Steps(monitor).step()
+    (batch,) = json.loads((tmp_path / "nan_snapshot.json").read_text(), parse_constant=pytest.fail)["batches"]
+    assert (batch["loss"], batch["logits_max"], batch["valid_labels"]) == (None, None, 17)
+
+
+def test_the_average_of_norms_begins_anew_where_the_projector_thaws() -> None:
+    frozen = FrozenProjectorStart(2)
+    steps = Steps(frozen, GradientNormWatch(0.99, 1.01, react=True, begin_anew=2), lr=1e-6)
+    for _ in range(4):
+        steps.step()
+    assert steps.rates == pytest.approx([1e-6] * 4)
+    with pytest.raises(ConfigError, match="freeze_projector_steps is 2, but the training has 2 steps"):
+        frozen.on_train_begin(TrainingArguments(use_cpu=True), TrainerState(max_steps=2), TrainerControl())
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted_if_asked(

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 from speech_llm_bases import demo_conversations, make_bases, metrics, settings, talk, write_lines, write_noise
@@ -20,13 +22,12 @@ from transformers import Trainer, TrainerState
 
 from earmark import cli
 from earmark.errors import ConfigError
-from earmark.speech_llm.audit import WrongParameters
-from earmark.speech_llm.batches import Sample
-from earmark.speech_llm.checkpoints import CheckpointChanged, last_checkpoint
+from earmark.speech_llm.batches import Sample, read_samples
+from earmark.speech_llm.checkpoints import CheckpointChanged, check_loss, last_checkpoint, training_key
 from earmark.speech_llm.conversations import AUDIO, Turn
 from earmark.speech_llm.labels import Tokens
 from earmark.speech_llm.nan_monitor import TrainingDiverged
-from earmark.speech_llm.settings import Settings
+from earmark.speech_llm.settings import DataSettings, Settings
 from earmark.speech_llm.train import finetune, load
 from earmark.speech_llm.trainer import SpeechTrainer
 from earmark.speech_llm.whisper_qwen3 import build_model
@@ -131,7 +132,7 @@ def _resumable(bases: tuple[str, str], noise: Path, output: Path) -> Settings:
     return settings(
         bases, noise, output, num_train_epochs=2.0, save_steps=2, lora_dropout=0.2, learning_rate=1e-2,
         grad_norm_ema_decay=0.5, grad_norm_spike=1.01, grad_norm_lr_reaction=True, early_lr_factor=0.5,
-        early_lr_steps=5, lora_grad_clip=0.5, train_qwen3_layers=1,
+        early_lr_steps=5, lora_grad_clip=0.5, train_qwen3_layers=1, logging_steps=3,
     )  # fmt: skip
 
 
@@ -206,7 +207,9 @@ def test_a_checkpoint_holds_what_trains_and_says_if_it_gives_another_loss(
 def test_two_processes_take_the_steps_of_one_with_the_joint_batch(
     bases: tuple[str, str], noise: Path, tmp_path: Path
 ) -> None:
-    shared: dict[str, Any] = {"lora_dropout": 0.0, "learning_rate": 1e-3, "save_steps": 99, "valid_json": str(noise)}
+    seven = tmp_path / "seven.jsonl"  # an odd number: a process has one less
+    seven.write_text("".join(noise.read_text().splitlines(keepends=True)[:7]))
+    shared: dict[str, Any] = {"lora_dropout": 0.0, "learning_rate": 1e-3, "save_steps": 99, "valid_json": str(seven)}
     alone, joint = tmp_path / "alone", tmp_path / "joint"
     finetune(settings(bases, noise, alone, per_device_train_batch_size=4, **shared))
     # By address, not by the machine's name, which need not resolve.
@@ -221,9 +224,8 @@ def test_two_processes_take_the_steps_of_one_with_the_joint_batch(
         timeout=240,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    one = [entry["loss"] for entry in metrics(alone) if "loss" in entry]
-    two = [entry["loss"] for entry in metrics(joint) if "loss" in entry]
-    assert len(one) == 2
+    one, two = ([e.get("loss", e.get("eval_loss")) for e in metrics(folder)] for folder in (alone, joint))
+    assert len(one) == 3
     assert one == pytest.approx(two, abs=1e-5)
     one_weights, two_weights = load_file(alone / "trained.safetensors"), load_file(joint / "trained.safetensors")
     for name, weight in one_weights.items():
@@ -260,20 +262,22 @@ def test_a_training_that_diverges_stops_with_the_parameter_and_writes_no_model(
 def test_the_projector_does_not_move_in_the_steps_in_which_it_is_frozen(
     bases: tuple[str, str], noise: Path, tmp_path: Path
 ) -> None:
-    finetune(settings(bases, noise, tmp_path / "all", freeze_projector_steps=4, save_steps=99))
-    finetune(settings(bases, noise, tmp_path / "most", freeze_projector_steps=3, save_steps=99))
-    every, most = (load_file(tmp_path / name / "trained.safetensors") for name in ("all", "most"))
+    finetune(settings(bases, noise, tmp_path, freeze_projector_steps=3, save_steps=3))
+    (frozen,) = tmp_path.glob("checkpoints/*/checkpoint-3/trained.safetensors")
+    every, most = load_file(frozen), load_file(tmp_path / "trained.safetensors")
     begun = dict(build_model(settings(bases, noise, tmp_path).model, audio_id=0, seed=0).named_parameters())
     for name, weight in every.items():
         if name.startswith("projector"):
             assert torch.equal(weight, begun[name])
             assert not torch.equal(most[name], weight)
     assert every["qwen3.model.layers.0.self_attn.q_proj.lora_B.default.weight"].any()
+    with pytest.raises(ConfigError, match="the training has 4 steps"):
+        finetune(settings(bases, noise, tmp_path / "never", freeze_projector_steps=4))
 
 
-def test_float16_adapters_are_refused_before_a_step(bases: tuple[str, str], noise: Path, tmp_path: Path) -> None:
-    with pytest.raises(WrongParameters, match="epsilon of 1e-8 is zero in float16"):
-        finetune(settings(bases, noise, tmp_path, qwen3_dtype="float16", lora_fp32=False))
+def test_a_base_in_float16_is_refused_before_a_step(bases: tuple[str, str], noise: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no loss scaling; take bfloat16"):
+        finetune(settings(bases, noise, tmp_path, qwen3_dtype="float16"))
 
 
 def test_a_burst_of_nan_is_passed_over_and_counted_where_asked(
@@ -295,10 +299,151 @@ def test_a_burst_of_nan_is_passed_over_and_counted_where_asked(
     logged = [record.message for record in caplog.records if ", loss" in record.message or ": loss " in record.message]
     assert [line.split(":")[0] for line in logged] == [f"step {step}" for step in range(4)]
     assert all(line.endswith(" labels") for line in logged)
+    told = [entry for entry in metrics(tmp_path / "skip") if "loss" in entry]
+    assert [entry.get("skipped_steps") for entry in told] == [None, 1, 1, 1]
+    assert told[1]["loss"] == 0.0
+    assert all(1.0 < told[number]["loss"] < 100.0 for number in (0, 2, 3))
     assert "1 steps were skipped because of NaN or infinity" in caplog.text
     assert all(weight.isfinite().all() for weight in load_file(tmp_path / "skip/trained.safetensors").values())
     with pytest.raises(TrainingDiverged, match="step 1: gradients of"):
         finetune(settings(bases, noise, tmp_path / "stop"))
+    assert len(metrics(tmp_path / "stop")) == 1  # of the step before
+
+
+def test_a_loss_that_is_infinite_stops_though_no_gradient_is(
+    bases: tuple[str, str], noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Trainer.compute_loss
+
+    def infinite(*args: Any, **kwargs: Any) -> Any:
+        loss, outputs = real(*args, **kwargs)
+        return loss + float("inf"), outputs
+
+    monkeypatch.setattr(Trainer, "compute_loss", infinite)
+    with pytest.raises(TrainingDiverged, match="the loss is not finite in 1 batches"):
+        finetune(settings(bases, noise, tmp_path))
+
+
+def test_audio_that_goes_bad_during_training_is_told_in_one_sentence(
+    bases: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wav = write_noise(tmp_path / "a.wav", 8_000)
+    with soundfile.SoundFile(tmp_path / "ill.wav", "w", 16_000, 1, "FLOAT") as file:
+        file.write(np.full(8_000, np.nan, np.float32))
+    lines = write_lines(tmp_path / "t.jsonl", [talk(a, "What?", "a farm") for a in (wav, tmp_path / "ill.wav")])
+    chosen = settings(bases, lines, tmp_path / "model", check_audio=False, dataloader_num_workers=1)
+    monkeypatch.setattr(sys, "argv", ["earmark", "finetune", *flags(chosen)])
+    assert cli.main() == 1
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.endswith("is empty, not mono, or holds NaN or infinity")
+    assert told.startswith(f"earmark: {tmp_path / 'ill.wav'}: ")
+
+
+def test_the_rate_that_is_logged_is_the_one_the_optimiser_took(
+    bases: tuple[str, str], noise: Path, tmp_path: Path
+) -> None:
+    lowered = {"early_lr_steps": 2, "early_lr_factor": 0.25, "warmup_ratio": 0.0, "learning_rate": 1e-3}
+    finetune(settings(bases, noise, tmp_path, lr_scheduler_type="constant_with_warmup", **lowered))
+    rates = [entry["learning_rate"] for entry in metrics(tmp_path) if "loss" in entry]
+    assert rates == pytest.approx([2.5e-4, 2.5e-4, 1e-3, 1e-3])
+
+
+def test_the_loss_on_validation_data_is_the_mean_over_labels_whatever_the_batches(
+    bases: tuple[str, str], noise: Path, tmp_path: Path
+) -> None:
+    seven = tmp_path / "seven.jsonl"
+    seven.write_text("".join(noise.read_text().splitlines(keepends=True)[:7]))
+    shared: dict[str, Any] = {"valid_json": str(seven), "learning_rate": 1e-30, "save_steps": 99}
+    losses = []
+    for size in (1, 3):
+        chosen = settings(bases, noise, tmp_path / str(size), per_device_train_batch_size=size, **shared)
+        finetune(chosen)
+        losses += [entry["eval_loss"] for entry in metrics(tmp_path / str(size)) if "eval_loss" in entry]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    model, chat, collate = load(tmp_path / "1")
+    data = DataSettings(train_json=str(seven))
+    with torch.no_grad():
+        batch = collate(list(read_samples(seven, tmp_path / "x.json", chat, data, max_states=1500, stack=5)))
+        assert losses[0] == pytest.approx(model(**batch)["loss"].item(), abs=1e-5)
+
+
+def test_a_training_that_does_not_go_on_removes_what_an_earlier_one_left(
+    bases: tuple[str, str], noise: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = settings(bases, noise, tmp_path, save_steps=2)
+    finetune(chosen)
+    (mine,) = (tmp_path / "checkpoints").iterdir()
+    with caplog.at_level("INFO"):
+        finetune(chosen)
+    assert "has ended already" in caplog.text
+    assert "a killed training" not in caplog.text
+    caplog.clear()
+    (mine / "kept").touch()
+    (tmp_path / "nan_snapshot.json").write_text("{}")
+    with caplog.at_level("INFO"):
+        finetune(replace(chosen, train=replace(chosen.train, resume=False)))
+    assert "checked step" not in caplog.text
+    assert not (mine / "kept").exists()
+    assert not (tmp_path / "nan_snapshot.json").exists()
+    with pytest.raises(TrainingDiverged):
+        finetune(settings(bases, noise, tmp_path, learning_rate=1e30, max_grad_norm=0.0))
+    assert not mine.exists()
+    assert not (tmp_path / "speech_llm.json").exists()
+    assert not (tmp_path / "trained.safetensors").exists()
+
+
+def test_the_key_of_a_training_is_of_what_shapes_its_weights(
+    bases: tuple[str, str], noise: Path, tmp_path: Path
+) -> None:
+    def key(processes: int = 1, **changed: Any) -> str:
+        return training_key(settings(bases, noise, tmp_path, **changed), [noise], processes)
+
+    same = ({"save_steps": 7}, {"logging_steps": 3}, {"on_nan": "skip", "max_nan_skips": 3}, {"resume": False})
+    assert {key(**changed) for changed in same} == {key()}
+    other = ({"learning_rate": 1e-3}, {"lora_r": 4}, {"max_length": 99}, {"max_grad_norm": 2.0}, {"seed": 1})
+    keys = {key(), key(processes=2), *(key(**changed) for changed in other)}
+    assert len(keys) == 2 + len(other)
+    before = key()
+    os.utime(noise, ns=(0, noise.stat().st_mtime_ns + 1))
+    assert key() != before
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_checked_loss_that_is_not_finite_is_refused_whatever_the_tolerance(loss: float, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointChanged):
+        check_loss(tmp_path, loss, loss, float("inf"))
+    check_loss(tmp_path, 2.0, 2.001, 1e-3)
+
+
+def test_a_training_that_goes_on_remembers_the_steps_it_skipped(
+    bases: tuple[str, str], noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, step = SpeechTrainer.compute_loss, 1
+
+    def ill(self: SpeechTrainer, *args: Any, **kwargs: Any) -> Any:
+        loss = real(self, *args, **kwargs)
+        return loss * float("nan") if self.model.training and self.state.global_step in (1, step) else loss
+
+    monkeypatch.setattr(SpeechTrainer, "compute_loss", ill)
+    shared: dict[str, Any] = {"on_nan": "skip", "max_nan_skips": 1, "save_steps": 2}
+    step = 2
+    with pytest.raises(TrainingDiverged):  # the second on end
+        finetune(settings(bases, noise, tmp_path, **shared))
+    with pytest.raises(TrainingDiverged, match="step 2"):  # still, though the first came before the checkpoint
+        finetune(settings(bases, noise, tmp_path, **shared))
+    assert json.loads((tmp_path / "nan_snapshot.json").read_text())["skipped"] == 1
+    step = 1
+    finetune(settings(bases, noise, tmp_path, **shared))
+    assert metrics(tmp_path)[-1]["skipped_steps"] == 1
+
+
+def test_several_processes_do_not_share_a_model_on_two_kinds_of_devices(
+    bases: tuple[str, str], noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="whisper_cpu puts parameters on two kinds of devices"):
+        finetune(settings(bases, noise, tmp_path, whisper_cpu=True))
 
 
 def test_one_process_does_not_spread_over_gpus_by_accident(

@@ -1,4 +1,8 @@
-"""Bounds what enters the first attention layer: a loud projector then cannot overflow half precision there."""
+"""Bounds the normalised states that the first q_proj reads.
+
+They come out of a RMSNorm: a loud projector does not make them louder, but the norm's own weights, or a few channels
+that carry most of a state, may. Keys, values and later layers are not bounded.
+"""
 
 from __future__ import annotations
 

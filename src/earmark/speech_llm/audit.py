@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from earmark.errors import EarmarkError
+from earmark.speech_llm.lora_targets import adapted_modules
 from earmark.speech_llm.settings import ModelSettings
 
 FP16_REASON = (
@@ -21,20 +22,26 @@ class WrongParameters(EarmarkError):
 
 
 def part_of(name: str) -> str:
-    """Which part of the model a parameter belongs to: whisper, projector, lora or qwen3; of Qwen2-Audio, its own."""
-    return "lora" if ".lora_" in name else name.removeprefix("model.").partition(".")[0]
+    """Which part of the model a parameter belongs to: whisper, projector, lora or qwen3."""
+    return "lora" if ".lora_" in name else name.partition(".")[0]
 
 
 def declared(model: nn.Module, settings: ModelSettings) -> set[str]:
-    """Names of the parameters that the settings say will train."""
+    """Names of the parameters that the settings say will train. ConfigError if lora_targets name no linear layer.
+
+    Adapters are told from targets and layers, not from what is in the model: `audit` then finds one that is missing.
+    """
     layers = int(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
-    whole = tuple(f"qwen3.model.layers.{layer}." for layer in range(layers - settings.train_qwen3_layers, layers))
+    adapted = layers - settings.train_qwen3_layers
+    whole = tuple(f"qwen3.model.layers.{layer}." for layer in range(adapted, layers))
     names = set()
+    for layer in range(adapted) if settings.use_lora else ():
+        path = f"qwen3.model.layers.{layer}"
+        for module in adapted_modules(model.get_submodule(path), settings.lora_targets):
+            names |= {f"{path}.{module}.lora_{side}.default.weight" for side in "AB"}
     for name, _ in model.named_parameters():
         match part_of(name):
             case "projector":
-                names.add(name)
-            case "lora" if settings.use_lora:
                 names.add(name)
             case "whisper" if not settings.freeze_whisper and not name.endswith("embed_positions.weight"):
                 names.add(name)
@@ -46,8 +53,11 @@ def declared(model: nn.Module, settings: ModelSettings) -> set[str]:
 def audit(model: nn.Module, trained: set[str]) -> dict[str, Any]:
     """Count parameters by part: {parts: {part: {parameters, trainable, dtypes, trainable_dtypes}}, total, trainable}.
 
-    WrongParameters if one trains that is not in `trained`, one of these does not, or one would be trained in float16.
+    WrongParameters if one trains that is not in `trained`, one of these does not or is not there, or one would be
+    trained in float16.
     """
+    if missing := sorted(trained - {name for name, _ in model.named_parameters()}):
+        raise WrongParameters(f"{missing[0]} must train, but is not in the model; this is a defect or a changed model")
     parts: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and name not in trained:

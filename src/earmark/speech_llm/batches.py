@@ -49,7 +49,10 @@ class Samples(Dataset[Sample]):
 def read_samples(
     path: Path, output: Path, chat: ChatLabels, settings: DataSettings, *, max_states: int, stack: int
 ) -> Samples:
-    """Read, check and tokenise the conversations of `path`; of the audio, the header alone.
+    """Read, check and tokenise the conversations of `path`.
+
+    Audio is decoded once, so that none fails later, in the middle of a training; without `check_audio`, its header
+    alone is read.
 
     Beside `output`, which gets the counts of lines and valid labels as JSON, `*.rejected.jsonl` says why lines were
     left out. InputError if none is left or the file cannot be read, TooManyRejectedError beyond
@@ -88,7 +91,10 @@ def _sample(
     row_id: str, row: Any, path: Path, chat: ChatLabels, settings: DataSettings, max_states: int, stack: int
 ) -> Sample:
     talk = conversation(row_id, row, settings.data_mode, path.parent)
-    states = state_count(round(audio_info(talk.audio).duration_s * SAMPLE_RATE))
+    if settings.check_audio:
+        states = state_count(read_clip(talk.audio, max_states).size)
+    else:
+        states = state_count(round(audio_info(talk.audio).duration_s * SAMPLE_RATE))
     if not 0 < states <= max_states:
         raise AudioError(f"{talk.audio}: {states * 0.02:.1f} s of audio; the encoder takes {max_states * 0.02:g} s")
     tokens = fit_tokens(

@@ -39,10 +39,10 @@ def training_key(settings: Settings, files: Iterable[Path], processes: int) -> s
     shaping = replace(
         settings,
         train=replace(
-            settings.train, output_dir="", save_steps=0, save_total_limit=1, resume=True, resume_tolerance=0,
+            settings.train, output_dir="", save_steps=0, save_total_limit=2, resume=True, resume_tolerance=0,
             logging_steps=1, dataloader_num_workers=0,
         ),
-        stability=replace(settings.stability, debug_loss=False),
+        stability=replace(settings.stability, debug_loss=False, on_nan="stop", max_nan_skips=0),
     )  # fmt: skip
     stats = [(path.name, path.stat()) for path in files if path.exists()]  # what is missing is the reader's to tell
     stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
@@ -73,6 +73,12 @@ def _is_whole(checkpoint: Path, processes: int) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_finished(checkpoint: Path) -> bool:
+    """Whether a whole checkpoint is the last of its training."""
+    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    return bool(state["global_step"] >= state["max_steps"])
 
 
 def check_loss(checkpoint: Path, recorded: float, loss: float, tolerance: float) -> None:

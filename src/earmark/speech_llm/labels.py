@@ -6,8 +6,9 @@ roles, on turns that are marks; what it writes between the marks is its own. A c
 template as exactly these pieces with its turns between, which is checked, and places are known by counting. Tokens get
 their labels from the tokenizer's offsets.
 
-What stands before an answer (role, empty think block) is what the generation prompt ends with at inference
-(`enable_thinking=False`): context, never a label.
+What stands before an answer is context, never a label. Before the last one it is what the generation prompt ends with
+at inference (`enable_thinking=False`): role and empty think block. Before earlier ones it is the role alone, as in the
+history that a model is shown at inference.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from earmark.errors import ConfigError
 from earmark.speech_llm.conversations import AUDIO, Turn, UnusableLine
+from earmark.text import is_unicode
 
 IGNORED = -100  # the label of a token that the loss does not count
 _TEMPLATE_OPTIONS: dict[str, Any] = {"tokenize": False, "enable_thinking": False}
@@ -29,10 +31,14 @@ _MARK = re.compile("\ue000([0-9]+)\ue001")
 
 @dataclass(frozen=True)
 class Tokens:
-    """ids[n] of a conversation, AUDIO being one token, and labels[n]: the id where the loss counts, else IGNORED."""
+    """ids[n] of a conversation, AUDIO being one token, and labels[n]: the id where the loss counts, else IGNORED.
+
+    borders[n] is true where the chat template writes a token, not a turn; None where that is not known.
+    """
 
     ids: np.ndarray  # int32
     labels: np.ndarray  # int32
+    borders: np.ndarray | None = None  # bool
 
     @property
     def valid_labels(self) -> int:
@@ -62,42 +68,49 @@ class ChatLabels:
         self.end_id = self._end_of_answer(self._between(("user", "assistant"))[-1])
 
     def __call__(self, turns: tuple[Turn, ...]) -> Tokens:
-        """UnusableLine if a turn holds a special token, the template changes its text, or a token spans its border."""
+        """UnusableLine if a turn holds a special token or half a character, the template changes its text, or a token
+        spans an answer's border.
+        """
         text, spans = self._render(turns)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = np.array(encoded["input_ids"], np.int32)
         starts, ends = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2).T
         counts = np.zeros(len(ids), bool)
-        for start, end in spans:
+        borders = np.ones(len(ids), bool)
+        for turn, (start, end) in zip(turns, spans, strict=True):
+            borders &= (starts < start) | (starts >= end)
+            if turn.role != "assistant":
+                continue
             if ((starts < start) & (ends > start)).any() or ((starts < end) & (ends > end)).any():
                 raise UnusableLine("border_inside_token", "a token lies across the border of an answer")
             # The end token is the first that begins where the answer ends.
             counts |= (starts >= start) & (ends <= end) | (starts == end) & (ids == self.end_id)
         labels = np.where(counts & (ids != self.audio_id), ids, IGNORED).astype(np.int32)
-        return Tokens(ids, labels)
+        return Tokens(ids, labels, borders)
 
     def prompt_ids(self, turns: tuple[Turn, ...]) -> np.ndarray:
         """ids[n] of turns that end with a user's, and of what asks for the answer."""
-        self._check_special(turns)
+        self._check_text(turns)
         text = self._apply(turns, add_generation_prompt=True)
         return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
 
     def _render(self, turns: tuple[Turn, ...]) -> tuple[str, list[tuple[int, int]]]:
-        """The conversation as the template writes it, and (start, end) of each answer in it, in characters."""
-        self._check_special(turns)
+        """The conversation as the template writes it, and (start, end) of each turn in it, in characters."""
+        self._check_text(turns)
         text, spans = "", []
         for piece, turn in zip(self._between(tuple(turn.role for turn in turns)), (*turns, None), strict=True):
             text += piece
             if turn is not None:
-                if turn.role == "assistant":
-                    spans.append((len(text), len(text) + len(turn.text)))
+                spans.append((len(text), len(text) + len(turn.text)))
                 text += turn.text
         if text != self._apply(turns):
             raise UnusableLine("template_changes_text", "the chat template does not write the turns as they are")
         return text, spans
 
-    def _check_special(self, turns: tuple[Turn, ...]) -> None:
+    def _check_text(self, turns: tuple[Turn, ...]) -> None:
         for turn in turns:
+            if not is_unicode(turn.text):
+                raise UnusableLine("not_unicode", "a turn holds half of a surrogate pair (\\ud800 to \\udfff)")
             if found := self._forbidden.search(turn.text):
                 raise UnusableLine("special_token_in_text", f"a turn holds {found[0]!r}, which ends or begins turns")
         if sum(turn.text.count(AUDIO) for turn in turns) != 1:
@@ -136,24 +149,53 @@ def fit_tokens(
     """Cut a conversation to `max_length` tokens, its audio being `audio_tokens` of them.
 
     The end is cut off. Where that takes all labels, `all_masked` decides: `reject` (UnusableLine), or `keep_last`: the
-    audio and the last answer stay, and tokens between are taken out instead, the last first. UnusableLine if the audio
-    or an answer does not fit.
+    audio and the last answer stay, with what the template writes before the answer and around the audio's turn, and
+    tokens between are taken out instead, the last first. UnusableLine if that does not fit.
     """
     room = max_length - audio_tokens + 1  # for tokens as they are here: AUDIO is one
     if len(tokens.ids) <= room:
         return tokens
     audio_at = int(np.flatnonzero(tokens.ids == audio_id)[0])
     if audio_at < room and (tokens.labels[:room] != IGNORED).any():
-        return Tokens(tokens.ids[:room], tokens.labels[:room])
+        return _picked(tokens, np.arange(room))
     detail = f"{len(tokens.ids) - 1 + audio_tokens} tokens, of which {audio_tokens} audio; max_length is {max_length}"
     if all_masked == "reject":
         raise UnusableLine("all_labels_masked", f"nothing of the answer is left: {detail}")
     labelled = np.flatnonzero(tokens.labels != IGNORED)
     breaks = np.flatnonzero(np.diff(labelled) > 1)
     last_answer = labelled[breaks[-1] + 1 :] if len(breaks) else labelled
-    must = np.union1d(last_answer, [audio_at])
+    must = np.concatenate([last_answer, [audio_at], _borders_around(tokens, int(last_answer[0]), audio_at)])
+    must = np.unique(must)
     if len(must) > room:
         raise UnusableLine("too_long", f"audio and last answer do not fit: {detail}")
     others = np.setdiff1d(np.arange(last_answer[0]), must)[: room - len(must)]
+    while len(others) and tokens.borders is not None and tokens.borders[others[-1]]:
+        others = others[:-1]  # the beginning of a turn of which nothing would be left
     kept = np.union1d(must, others)
-    return Tokens(tokens.ids[kept], tokens.labels[kept])
+    # What ends a turn of which nothing is left goes too: the first token kept begins a turn, as that of the whole does.
+    kept = kept[int(np.argmax(tokens.ids[kept] == tokens.ids[0])) :]
+    # The end of an earlier answer may be kept without the answer: that is no place to learn to stop.
+    labels = np.where(np.arange(len(tokens.ids)) < last_answer[0], IGNORED, tokens.labels).astype(np.int32)
+    return _picked(Tokens(tokens.ids, labels, tokens.borders), kept)
+
+
+def _borders_around(tokens: Tokens, answer_at: int, audio_at: int) -> np.ndarray:
+    """Where the template's tokens stand in front of an answer, and in front of and behind the turn of the audio."""
+    assert tokens.borders is not None
+    turns = np.flatnonzero(~tokens.borders)
+    breaks = np.flatnonzero(np.diff(turns) > 1)
+    firsts, lasts = turns[np.r_[0, breaks + 1]], turns[np.r_[breaks, len(turns) - 1]]
+    ends = np.r_[-1, lasts]  # of the turn in front of each, -1 where there is none
+    begins = np.r_[firsts, len(tokens.ids)]
+    audio_turn = int(np.searchsorted(firsts, audio_at, side="right")) - 1
+    answer_turn = int(np.searchsorted(firsts, answer_at, side="right")) - 1
+    runs = [
+        np.arange(ends[number] + 1, begins[number])
+        for number in {answer_turn, audio_turn, audio_turn + 1}
+    ]  # fmt: skip
+    return np.concatenate([run[run < answer_at] for run in runs])
+
+
+def _picked(tokens: Tokens, places: np.ndarray) -> Tokens:
+    borders = None if tokens.borders is None else tokens.borders[places]
+    return Tokens(tokens.ids[places], tokens.labels[places], borders)

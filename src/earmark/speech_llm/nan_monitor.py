@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class NanMonitor(TrainerCallback):
     `on_nan` stop: TrainingDiverged, after `nan_snapshot.json` (step, losses, range of the last logits, parameters) and
     `nan_snapshot.safetensors` (trained weights and gradients) were written to `folder`. `on_nan` skip: the step is left
     out and counted; after more than `max_skips` on end it stops all the same. Weights that are not finite always stop.
+    All processes of a training decide alike.
 
     `observe` is called for each batch and `check_gradients` once all of a step are there: before clipping, which would
     spread one NaN over every gradient.
@@ -51,12 +53,15 @@ class NanMonitor(TrainerCallback):
         """Look at the losses and gradients of optimiser step `step`."""
         gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad and p.grad is not None}
         bad = _not_finite(gradients)
-        # A loss of another process has already spoilt the gradients here: all processes decide alike.
-        if not bad:
+        bad_losses = self._bad_losses()
+        if not bad and not bad_losses:
             self._batches.clear()
             self.skipped_on_end = 0
             return
-        what = f"gradients of {len(bad)} of {len(gradients)} parameters are not finite, first {_some(bad)}"
+        if bad:
+            what = f"gradients of {len(bad)} of {len(gradients)} parameters are not finite, first {_some(bad)}"
+        else:
+            what = f"the loss is not finite in {bad_losses} batches of all processes; the gradients are"
         if self.on_nan == "skip" and self.skipped_on_end < self.max_skips:
             self.skipped += 1
             self.skipped_on_end += 1
@@ -66,6 +71,18 @@ class NanMonitor(TrainerCallback):
             self._batches.clear()
             return
         self._stop(model, step, what, bad)
+
+    def _bad_losses(self) -> int:
+        """Batches of the step whose loss is not finite, in all processes.
+
+        Gradients are summed over processes, so one that is ill spoils all of them; a loss spoils only its own.
+        """
+        if not self._batches:
+            return 0
+        count = (~torch.stack([loss for loss, *_ in self._batches]).isfinite()).sum()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(count)
+        return int(count)
 
     def on_step_end(
         self,
@@ -85,8 +102,9 @@ class NanMonitor(TrainerCallback):
             {"loss": loss.item(), "logits_min": low, "logits_max": high, "valid_labels": int(count)}
             for loss, (low, high), count in ((loss, span.tolist(), n) for loss, span, n in self._batches)
         ]
+        written = [{name: finite_or_none(value) for name, value in batch.items()} for batch in batches]
         path = self.folder / f"{SNAPSHOT}.json"
-        write_json(path, {"step": step, "what": what, "parameters": bad, "batches": batches, "skipped": self.skipped})
+        write_json(path, {"step": step, "what": what, "parameters": bad, "batches": written, "skipped": self.skipped})
         tensors = {name: weight.contiguous() for name, weight in trained_weights(model).items()}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and parameter.grad is not None:
@@ -102,6 +120,11 @@ class NanMonitor(TrainerCallback):
             f"step {step}: {what}{'; ' + told if told else ''}. See {path}; lower learning_rate or max_grad_norm, or "
             "raise early_lr_steps"
         )
+
+
+def finite_or_none(value: float) -> float | None:
+    """A number as JSON can hold it: NaN and infinity become null."""
+    return value if math.isfinite(value) else None
 
 
 def _not_finite(tensors: dict[str, torch.Tensor]) -> list[str]:

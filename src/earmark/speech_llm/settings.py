@@ -37,19 +37,23 @@ class ModelSettings:
     lora_targets: str = _flag("q_proj,v_proj", "which of Qwen3's linear layers get adapters, by comma")
     lora_fp32: bool = _flag(
         True,
-        "keep the adapters in float32 whatever Qwen3's type is; else they take its type (float16 is refused)",
+        "keep the adapters in float32 whatever Qwen3's type is; else they take its type",
     )
     lora_init_scale: float = _flag(1.0, "factor on lora_A's initialisation (lora_B begins at zero)")
     train_qwen3_layers: int = _flag(0, "train that many of Qwen3's last layers whole, in float32; LoRA leaves them out")
     qwen3_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _flag(
-        "auto", "type of Qwen3's frozen weights; auto: bfloat16 on a GPU, float32 on a CPU"
+        "auto",
+        "type of Qwen3's frozen weights; auto: bfloat16 on a GPU, float32 on a CPU; float16 is refused for training: "
+        "small gradients are zero in it",
     )
     load_in_4bit: bool = _flag(False, "quantise Qwen3 to 4 bit (QLoRA); needs bitsandbytes, a GPU and use_lora")
     load_in_8bit: bool = _flag(False, "quantise Qwen3 to 8 bit; needs bitsandbytes, a GPU and use_lora")
     device_map: str | None = _flag(
         None, "spread Qwen3 over the GPUs of one process: auto, balanced or sequential; default: one device"
     )
-    clamp_q_proj_input: float = _flag(0.0, "clamp what enters the first q_proj to plus or minus this; 0: off")
+    clamp_q_proj_input: float = _flag(
+        0.0, "clamp the first layer's normalised states, as its q_proj alone reads them, to plus or minus this; 0: off"
+    )
 
     def __post_init__(self) -> None:
         _at_least(1, projector_stack=self.projector_stack, lora_r=self.lora_r)
@@ -87,6 +91,9 @@ class DataSettings:
         "assistant's last turn instead (never audio)",
     )
     min_valid_labels: int = _flag(2, "reject a line with fewer tokens that count in the loss than this")
+    check_audio: bool = _flag(
+        True, "decode all audio before the first step and reject lines whose audio is damaged; else read its headers"
+    )
     max_rejected_fraction: float = _flag(0.1, "fail when more of the lines than this are rejected")
 
     def __post_init__(self) -> None:
@@ -110,8 +117,11 @@ class TrainSettings:
     warmup_ratio: float = _flag(0.03, "share of the steps in which it rises from zero")
     weight_decay: float = _flag(0.0, "AdamW's")
     save_steps: int = _flag(0, "optimiser steps between two checkpoints; 0: one an epoch")
-    save_total_limit: int = _flag(2, "checkpoints that are kept")
-    resume: bool = _flag(True, "go on from the newest whole checkpoint of the same settings, data and versions")
+    save_total_limit: int = _flag(2, "checkpoints that are kept, at least 2: the newest may be half written")
+    resume: bool = _flag(
+        True,
+        "go on from the newest whole checkpoint of the same settings, data and versions; else remove what is there",
+    )
     resume_tolerance: float = _flag(
         1e-3, "relative: how far the loss of the checked step after resuming may be from what the checkpoint recorded"
     )
@@ -121,10 +131,15 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         _at_least(
-            1, per_device_train_batch_size=self.per_device_train_batch_size, save_total_limit=self.save_total_limit,
+            1, per_device_train_batch_size=self.per_device_train_batch_size,
             gradient_accumulation_steps=self.gradient_accumulation_steps, logging_steps=self.logging_steps,
         )  # fmt: skip
-        _at_least(0, save_steps=self.save_steps, warmup_ratio=self.warmup_ratio, weight_decay=self.weight_decay)
+        # The one before must stay for as long as the newest is half written.
+        _at_least(2, save_total_limit=self.save_total_limit)
+        _at_least(
+            0, save_steps=self.save_steps, warmup_ratio=self.warmup_ratio, weight_decay=self.weight_decay,
+            resume_tolerance=self.resume_tolerance,
+        )  # fmt: skip
         _over_zero(learning_rate=self.learning_rate, num_train_epochs=self.num_train_epochs)
         if self.warmup_ratio >= 1:
             raise ConfigError(f"warmup_ratio is {self.warmup_ratio}; give a share from 0 to less than 1")
@@ -174,6 +189,13 @@ class Settings:
     train: TrainSettings
     stability: StabilitySettings
 
+    def __post_init__(self) -> None:
+        others_train = self.model.use_lora or self.model.train_qwen3_layers or not self.model.freeze_whisper
+        if self.stability.freeze_projector_steps and not others_train:
+            raise ConfigError(
+                "freeze_projector_steps leaves nothing that trains; set it to 0, or set use_lora or train_qwen3_layers"
+            )
+
 
 def parse_settings(arguments: list[str], program: str = "earmark finetune") -> Settings:
     """The settings in command-line `arguments`. ConfigError where values do not go together; argparse's own exits."""
@@ -195,7 +217,7 @@ def as_dict(settings: Settings) -> dict[str, Any]:
 
 def _at_least(lowest: int, **values: float) -> None:
     for name, value in values.items():
-        if value < lowest:
+        if not value >= lowest:  # NaN too
             raise ConfigError(f"{name} is {value}; give at least {lowest}")
 
 

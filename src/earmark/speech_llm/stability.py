@@ -1,7 +1,7 @@
 """Callbacks that act on gradients and learning rate just before an optimiser step.
 
 `Trainer`'s schedulers set the learning rate anew after each step, from the step's number alone, so a rate that is
-lowered here is lowered for one step, and logged as such.
+lowered here is lowered for one step; `SpeechTrainer` logs the lowered one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from earmark.errors import ConfigError
 from earmark.speech_llm.audit import part_of
 
 log = logging.getLogger(__name__)
@@ -44,11 +45,20 @@ class FrozenProjectorStart(BeforeStep):
     """Leaves the projector as it is for the first `steps`.
 
     By taking its gradients away, not `requires_grad`: the optimiser then keeps no moments and decays nothing, and
-    several processes agree on the parameters that they share.
+    several processes agree on the parameters that they share. ConfigError if the training has no more steps than that.
     """
 
     def __init__(self, steps: int):
         self.steps = steps
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.steps >= state.max_steps:
+            raise ConfigError(
+                f"freeze_projector_steps is {self.steps}, but the training has {state.max_steps} steps, so the "
+                "projector would never train; lower it"
+            )
 
     def act(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
         if step < self.steps:
@@ -72,15 +82,18 @@ class GradientNormWatch(BeforeStep):
     """Logs a gradient norm over `spike` times its moving average, and lowers that step's learning rate if asked to.
 
     The rate is lowered in proportion: twice over the limit, half the rate. A spike enters the average as the limit, so
-    that one does not hide the next.
+    that one does not hide the next. The average begins anew at step `begin_anew`, where the projector's gradients come
+    in.
     """
 
-    def __init__(self, decay: float, spike: float, *, react: bool):
-        self.decay, self.spike, self.react = decay, spike, react
+    def __init__(self, decay: float, spike: float, *, react: bool, begin_anew: int = 0):
+        self.decay, self.spike, self.react, self.begin_anew = decay, spike, react, begin_anew
         self.average: float | None = None
         self.spikes = 0
 
     def act(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        if step == self.begin_anew:
+            self.average = None
         gradients = _gradients(model)
         if not gradients:  # a skipped step
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +14,14 @@ import torch
 from transformers import TrainingArguments
 
 from earmark.artifacts import atomic_folder, write_json, write_jsonl
-from earmark.errors import ConfigError
+from earmark.errors import AudioError, ConfigError
 from earmark.files import read_json
 from earmark.speech_llm.audit import audit, declared
 from earmark.speech_llm.batches import Collator, Samples, read_samples
-from earmark.speech_llm.checkpoints import WEIGHTS, last_checkpoint, training_key
+from earmark.speech_llm.checkpoints import WEIGHTS, is_finished, last_checkpoint, training_key
 from earmark.speech_llm.labels import ChatLabels
 from earmark.speech_llm.model import WhisperQwen3, load_trained, save_trained
+from earmark.speech_llm.nan_monitor import SNAPSHOT, finite_or_none
 from earmark.speech_llm.settings import ModelSettings, Settings, as_dict
 from earmark.speech_llm.trainer import SpeechTrainer
 from earmark.speech_llm.whisper_qwen3 import build_model, load_tokenizer
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 
 SETTINGS = "speech_llm.json"
 TOKENIZER = "tokenizer"
+METRICS = "train_metrics.jsonl"
 _TIMINGS = ("_runtime", "_per_second")
 
 
@@ -38,17 +41,26 @@ def finetune(settings: Settings) -> None:
     audit.json (trainable parameters by part, with types), train_metrics.jsonl, train_data.json and valid_data.json
     (lines kept and rejected, labels), train_data.rejected.jsonl and valid_data.rejected.jsonl, checkpoints/.
 
+    What an earlier training left there is removed first, unless this one goes on from its checkpoints. The metrics are
+    written also where the training fails.
+
     Under torchrun each process takes its share of every batch. A killed training goes on from its last whole
-    checkpoint, and ends with the weights of one that nobody disturbed. EarmarkError where there is nothing to train
-    on, a model cannot be loaded, a parameter trains that must not, or the training diverges.
+    checkpoint, and ends with the weights of one that nobody disturbed: bit by bit on a CPU, where that is tested; a
+    GPU may sum in another order. EarmarkError where there is nothing to train on, a model cannot be loaded, a parameter
+    trains that must not, audio cannot be read, or the training diverges.
     """
     _check_devices(settings.model)
+    _check_type(settings.model)
     output = Path(settings.train.output_dir)
     data = [Path(path) for path in (settings.data.train_json, settings.data.valid_json) if path]
     processes = _processes()
     checkpoints = output / "checkpoints" / training_key(settings, data, processes)
     arguments = _training_arguments(settings, checkpoints)
     is_first = arguments.process_index == 0
+    with arguments.main_process_first(local=False, desc="clearing the output folder"):
+        if is_first:
+            _remove_earlier(output, checkpoints, processes, resume=settings.train.resume)
+    checkpoint = last_checkpoint(checkpoints, processes)
     tokenizer = load_tokenizer(settings.model.qwen3_model)
     chat = ChatLabels(tokenizer)
     model = build_model(settings.model, chat.audio_id, settings.train.seed)
@@ -72,18 +84,25 @@ def finetune(settings: Settings) -> None:
                 "weights train in bfloat16: steps below 1/256 of a weight are lost; lora_fp32 and projector_fp32"
             )
         log.info("%d of %d parameters train: %s", report["trainable"], report["parameters"], _shares(report))
-    checkpoint = last_checkpoint(checkpoints, processes) if settings.train.resume else None
-    if checkpoint is not None:
+    if checkpoint is not None and is_finished(checkpoint):
+        log.info("a training of these settings has ended already; its results are written again from %s", checkpoint)
+    elif checkpoint is not None:
         log.info("a killed training of these settings goes on from %s", checkpoint)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    except AudioError as error:
+        # What comes from a process that reads ahead has its whole traceback in front.
+        raise AudioError(str(error).rstrip().rpartition(f"{type(error).__name__}: ")[2]) from None
+    finally:
+        if is_first and trainer.state.log_history:  # empty where a checkpoint was refused: keep what is there
+            write_jsonl(output / METRICS, _metrics(trainer.state.log_history))
     if is_first:
         if trainer.monitor.skipped:
             log.warning("%d steps were skipped because of NaN or infinity", trainer.monitor.skipped)
-        write_jsonl(output / "train_metrics.jsonl", _metrics(trainer.state.log_history))
         with atomic_folder(output / TOKENIZER) as folder:
             tokenizer.save_pretrained(folder)
-        write_json(output / SETTINGS, {"architecture": "whisper_qwen3", **as_dict(settings)})
         save_trained(model, output / WEIGHTS)
+        write_json(output / SETTINGS, {"architecture": "whisper_qwen3", **as_dict(settings)})  # last: all else is there
         log.info("%s: trained weights of %d steps", output / WEIGHTS, trainer.state.global_step)
 
 
@@ -132,6 +151,32 @@ def _check_devices(settings: ModelSettings) -> None:
             f"{torch.cuda.device_count()} -m earmark.speech_llm, set device_map, or CUDA_VISIBLE_DEVICES to one"
         )
 
+    if settings.whisper_cpu and processes > 1 and torch.cuda.is_available():
+        raise ConfigError(
+            "whisper_cpu puts parameters on two kinds of devices, which several processes cannot share a model over; "
+            "leave it out, or train in one process"
+        )
+
+
+def _check_type(settings: ModelSettings) -> None:
+    if settings.qwen3_dtype == "float16":
+        raise ConfigError(
+            "qwen3_dtype is float16: gradients of a batch with many labels are below its smallest number and become "
+            "zero, as there is no loss scaling; take bfloat16, which has float32's range, or float32"
+        )
+
+
+def _remove_earlier(output: Path, checkpoints: Path, processes: int, *, resume: bool) -> None:
+    """Remove checkpoints of other trainings, and of this one unless it shall go on; and if it does not, results."""
+    for folder in checkpoints.parent.glob("*"):
+        if folder.is_dir() and not (resume and folder == checkpoints):
+            shutil.rmtree(folder)
+    if last_checkpoint(checkpoints, processes) is None:
+        snapshots = (f"{SNAPSHOT}.*", f"process_*/{SNAPSHOT}.*")
+        for pattern in (SETTINGS, WEIGHTS, METRICS, *snapshots):  # settings first: without them it is no model
+            for path in output.glob(pattern):
+                path.unlink()
+
 
 def _training_arguments(settings: Settings, checkpoints: Path) -> TrainingArguments:
     train, on_gpu = settings.train, torch.cuda.is_available()
@@ -151,8 +196,7 @@ def _training_arguments(settings: Settings, checkpoints: Path) -> TrainingArgume
         label_names=["labels"],
         save_strategy="steps" if train.save_steps else "epoch",
         save_steps=train.save_steps or 500,
-        # The one before must stay for as long as the newest is half written.
-        save_total_limit=max(2, train.save_total_limit),
+        save_total_limit=train.save_total_limit,
         logging_steps=train.logging_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,
@@ -173,9 +217,13 @@ def _shares(report: dict[str, Any]) -> str:
     return ", ".join(f"{name} {part['trainable']} of {part['parameters']}" for name, part in report["parts"].items())
 
 
-def _metrics(history: list[dict[str, float]]) -> Iterator[dict[str, float]]:
-    """The lines of train_metrics.jsonl, without how long things took and the closing summary of this process alone."""
+def _metrics(history: list[dict[str, float]]) -> Iterator[dict[str, float | None]]:
+    """The lines of train_metrics.jsonl, without how long things took and the closing summary of this process alone.
+
+    What is not finite is null.
+    """
     for entry in history:
         if "train_runtime" not in entry:
             figures = {name: value for name, value in sorted(entry.items()) if not name.endswith(_TIMINGS)}
-            yield {"step": figures.pop("step"), "epoch": round(figures.pop("epoch"), 4), **figures}
+            places = {"step": figures.pop("step"), "epoch": round(figures.pop("epoch"), 4)}
+            yield {**places, **{name: finite_or_none(value) for name, value in figures.items()}}

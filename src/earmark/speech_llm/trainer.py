@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from earmark.artifacts import write_json
@@ -43,6 +44,12 @@ class SpeechTrainer(Trainer):
 
     A checkpoint holds the trained weights, what Trainer needs to go on, and the loss of the first samples with these
     weights. Resuming computes that loss again before the first step: CheckpointChanged if it is another.
+
+    A batch whose loss is not finite counts as 0 in the logged loss; `skipped_steps` in the same line tells of it.
+
+    Several processes fill up their last batch of an epoch with samples from its beginning, which then count twice:
+    where that matters, conversations must divide by processes times batch size. The evaluation's loss is not touched
+    by it.
     """
 
     def __init__(
@@ -93,7 +100,46 @@ class SpeechTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:  # the last batch of the step
             self.monitor.check_gradients(self.speech_model, self.state.global_step)
-        return loss
+        # Trainer sums losses up and never forgets a NaN.
+        return loss.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if self.monitor.skipped and "loss" in logs:
+            logs["skipped_steps"] = self.monitor.skipped
+        super().log(logs, *args, **kwargs)
+
+    def _get_learning_rate(self) -> float:
+        """The optimiser's, which guards may have lowered for this step; the scheduler does not know of it."""
+        assert self.optimizer is not None
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The mean loss over all labels of the validation data, whatever batches and processes divide it."""
+        samples: Any = self.eval_dataset
+        mine = range(self.args.process_index, len(samples), self.args.world_size)
+        loader = DataLoader(
+            Subset(samples, mine),
+            batch_size=self.args.eval_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+        )
+        totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)  # sum of the loss, labels
+        training = self.speech_model.training
+        self.speech_model.eval()
+        with torch.no_grad():
+            for batch in loader:
+                inputs = self._prepare_inputs(batch)
+                loss = self.speech_model(**inputs, num_items_in_batch=1)["loss"]
+                labels = (inputs["labels"][:, 1:] != IGNORED).sum()
+                totals += torch.stack([loss.to(totals), labels.to(totals)])
+        self.speech_model.train(training)
+        loss_sum, labels_sum = self.accelerator.reduce(totals, "sum").tolist()
+        metrics = {f"{metric_key_prefix}_loss": loss_sum / labels_sum}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def checked_loss(self) -> float:
         """The mean loss on the first samples, without dropout."""
@@ -134,8 +180,9 @@ def _guards(stability: StabilitySettings) -> tuple[list[TrainerCallback], Gradie
         guards.append(FrozenProjectorStart(stability.freeze_projector_steps))
     if stability.grad_norm_ema_decay:
         norms = GradientNormWatch(
-            stability.grad_norm_ema_decay, stability.grad_norm_spike, react=stability.grad_norm_lr_reaction
-        )
+            stability.grad_norm_ema_decay, stability.grad_norm_spike, react=stability.grad_norm_lr_reaction,
+            begin_anew=stability.freeze_projector_steps,
+        )  # fmt: skip
         guards.append(norms)
     if stability.max_grad_norm or stability.lora_grad_clip:
         guards.append(ClipGradients(stability.max_grad_norm, stability.lora_grad_clip))

@@ -19,6 +19,7 @@ from transformers import (
 from earmark.errors import ConfigError
 from earmark.speech_llm.activation_clamp import clamp_first_q_proj
 from earmark.speech_llm.clip_encoder import ClipEncoder
+from earmark.speech_llm.lora_targets import adapted_modules, target_names
 from earmark.speech_llm.model import WhisperQwen3
 from earmark.speech_llm.projector import AudioProjector
 from earmark.speech_llm.settings import ModelSettings
@@ -80,19 +81,17 @@ def _add_lora(qwen3: Qwen3ForCausalLM, settings: ModelSettings) -> None:
     layers = _first_trained_layer(qwen3, settings)
     if not layers:
         raise ConfigError("train_qwen3_layers leaves no layer for LoRA; lower it, or leave use_lora out")
-    targets = [target.strip() for target in settings.lora_targets.split(",") if target.strip()]
+    for layer in qwen3.model.layers[:layers]:
+        adapted_modules(layer, settings.lora_targets)
     config = LoraConfig(
         r=settings.lora_r,
         lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # peft divides it by r
         lora_dropout=settings.lora_dropout,
-        target_modules=targets,
+        target_modules=target_names(settings.lora_targets),
         layers_to_transform=list(range(layers)),
         layers_pattern="layers",
     )
-    try:
-        inject_adapter_in_model(config, qwen3)
-    except ValueError as error:
-        raise ConfigError(f"lora_targets {settings.lora_targets!r}: {_first_line(error)}") from None
+    inject_adapter_in_model(config, qwen3)
     for name, parameter in qwen3.named_parameters():
         if ".lora_" not in name:
             continue
@@ -114,8 +113,21 @@ def _load_qwen3(settings: ModelSettings) -> Qwen3ForCausalLM:
         options["device_map"] = settings.device_map
     if quantised := settings.load_in_4bit or settings.load_in_8bit:
         options["quantization_config"] = quantisation(settings, dtype)
-    model, info = _loaded(Qwen3ForCausalLM, source, "Qwen3", **options)
-    _check_whole(source, info, "")
+    try:
+        loaded: Any = Qwen3ForCausalLM.from_pretrained(source, output_loading_info=True, **options)
+    except (RuntimeError, MemoryError) as error:
+        raise ConfigError(
+            f"{source}: Qwen3 could not be loaded ({_first_line(error)}). Where memory ran out, take a smaller one, "
+            "load_in_4bit or device_map; else weights that fit config.json"
+        ) from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(
+            f"{source}: no Qwen3 could be loaded ({_first_line(error)}). Give a complete folder or a hub id"
+        ) from None
+    model, info = loaded
+    # Where `transformers` would silently leave weights random.
+    if lost := sorted(map(str, (*info["missing_keys"], *info["mismatched_keys"]))):
+        raise ConfigError(f"{source}: the checkpoint lacks {len(lost)} weights, such as {lost[0]}")
     if quantised:
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return model.requires_grad_(False)
@@ -134,22 +146,6 @@ def quantisation(settings: ModelSettings, dtype: torch.dtype) -> BitsAndBytesCon
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=dtype,
     )
-
-
-def _loaded(kind: Any, source: str, name: str, **options: Any) -> Any:
-    try:
-        return kind.from_pretrained(source, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(
-            f"{source}: no {name} could be loaded ({_first_line(error)}). Give a complete folder or a hub id"
-        ) from None
-
-
-def _check_whole(source: str, info: dict[str, Any], part: str) -> None:
-    """ConfigError where `transformers` would silently leave weights random."""
-    lost = sorted(str(key) for key in (*info["missing_keys"], *info["mismatched_keys"]) if part in str(key))
-    if lost:
-        raise ConfigError(f"{source}: the checkpoint lacks {len(lost)} weights, such as {lost[0]}")
 
 
 def _first_line(error: Exception) -> str:

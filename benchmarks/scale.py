@@ -46,7 +46,7 @@ FOLDERS = {
     "features": "split chunk",
     "splits": "split chunk",
 }
-FILES_A_JOB = 3  # its log, its benchmark, Slurm's log
+FILES_A_JOB = 4  # its log and its record, its benchmark, Slurm's log
 
 
 @dataclass(frozen=True)

@@ -65,16 +65,6 @@ class SnakemakeCall:
         for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
             os.kill(int(pid), number)
 
-    def interrupt(self) -> None:
-        """Ctrl-C, and again if Snakemake says nothing to it: on a busy machine one may fall where it is lost."""
-        for _ in range(3):
-            self.signal(signal.SIGINT)
-            for _ in range(20):
-                if "on user request" in self.output or self.process.poll() is not None:
-                    return
-                time.sleep(1)
-        raise AssertionError(f"snakemake heeds no interrupt:\n{self.output[-4000:]}")
-
 
 @dataclass
 class Cluster:

@@ -21,7 +21,7 @@ def test_an_interrupted_snakemake_cancels_its_jobs_and_the_next_one_finishes(
     hold = {"AT": f"*{ALIGNED}", "HELD": str(marker)}
     call = cluster.snakemake(folder, ALIGNED, config=config, environment=hold)
     job, _ = cluster.held(marker, call)
-    call.interrupt()
+    call.signal(signal.SIGINT)
     assert call.wait(60) != 0
     until(lambda: not cluster.unfinished(), "its jobs gone", 30)
     assert [found.state for found in cluster.jobs(job)] == ["CANCELLED"]

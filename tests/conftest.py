@@ -25,7 +25,7 @@ SPEECH = _SPEECH if (_SPEECH / "manifest.tsv").is_file() else None
 TALKS = 2  # of each speaker below
 SPEAKERS = {"train": ["slt", "heart"], "dev": ["awb"], "test": ["rms"]}
 
-# A shell has what it starts in the background ignore Ctrl-C, and the programs that the tests interrupt would inherit that.
+# A shell has what it starts in the background ignore Ctrl-C; programs that the tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("earmark", deadline=None, max_examples=60, derandomize=True)

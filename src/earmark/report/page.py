@@ -110,7 +110,7 @@ def _training_plot(lines: list[dict[str, Any]]) -> str:
         for name, value in line.items():
             if name.startswith("eval_") and ("recall" in name or "mrr" in name):
                 dev[name.removeprefix("eval_")].append((line["epoch"], value))
-            elif name.endswith("loss") and name not in ("train_loss", "eval_loss"):
+            elif name.endswith("loss") and name != "train_loss":
                 losses[name].append((line["epoch"], value))
     return plots.training_curves(losses, dev)
 

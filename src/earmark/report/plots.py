@@ -88,9 +88,10 @@ def score_histogram(term_scores: Sequence[float], no_term_scores: Sequence[float
 def training_curves(
     losses: Mapping[str, Sequence[tuple[float, float]]], dev: Mapping[str, Sequence[tuple[float, float]]]
 ) -> str:
-    """Loss components (left) and dev figures (right) over epochs: name -> (epoch, value) points."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.0, 3.0))
-    for axes, series, label in ((left, losses, "loss"), (right, dev, "dev")):
+    """Loss parts (left) and, where there are any, dev figures (right) over epochs: name -> (epoch, value) points."""
+    shown = [(losses, "loss"), (dev, "dev")] if dev else [(losses, "loss")]
+    figure, panels = plt.subplots(1, len(shown), figsize=(4.0 * len(shown), 3.0), squeeze=False)
+    for axes, (series, label) in zip(panels[0], shown, strict=True):
         for name, points in series.items():
             axes.plot([epoch for epoch, _ in points], [value for _, value in points], label=name)
         axes.set_xlabel("epoch")

@@ -118,6 +118,30 @@ TERMS = pa.schema(
         ("units", pa.list_(pa.int16())),  # how the surface is said, where the retriever aligns; else null
     ]
 )
+ANSWERS = pa.schema(
+    [
+        ("chunk_id", pa.string()),
+        ("text", pa.string()),  # as the model writes it
+        ("finished", pa.bool_()),  # false: max_new_tokens came before the end
+        ("seconds", pa.float64()),  # of wall clock: an equal share of what its batch took
+    ]
+)
+ANSWER_PREDICTIONS = pa.schema(
+    [
+        ("chunk_id", pa.string()),
+        ("split", pa.string()),
+        ("speaker_id", pa.string()),
+        ("has_term", pa.bool_()),
+        ("main_term", pa.string()),
+        ("seen_term", pa.bool_()),
+        ("text", pa.string()),  # the words inside the chunk
+        ("answer", pa.string()),  # as the model wrote it
+        ("finished", pa.bool_()),  # false: cut off before its end
+        ("said_terms", pa.list_(pa.string())),  # main terms found in the answer, by name
+        ("no_terms", pa.list_(pa.string())),  # what else it lists
+        ("rejected", pa.bool_()),
+    ]
+)
 PREDICTIONS = pa.schema(
     [
         ("chunk_id", pa.string()),

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from earmark.artifacts import PREDICTIONS, SPLITS, write_json, write_table
+from earmark.artifacts import ANSWERS, PREDICTIONS, SPLITS, write_json, write_table
 from earmark.errors import InputError
 from earmark.evaluation.answers import evaluate_answers
 from earmark.evaluation.term_answers import (
@@ -22,7 +22,6 @@ from earmark.evaluation.term_answers import (
     spelled_terms,
     transcript_figures,
 )
-from earmark.speech_llm.answers import ANSWERS
 
 DISPLAY = {
     "kilimanjaro": "Mount Kilimanjaro",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from earmark.artifacts import iterate_rows, write_json, write_table
+from earmark.artifacts import ANSWER_PREDICTIONS, iterate_rows, write_json, write_table
 from earmark.errors import InputError
 from earmark.evaluation.term_answers import (
     ListedTerms,
@@ -21,23 +21,6 @@ from earmark.evaluation.term_answers import (
 )
 from earmark.files import read_json
 from earmark.retrieval.split_rows import SplitRow, read_split, read_surfaces
-
-ANSWER_PREDICTIONS = pa.schema(
-    [
-        ("chunk_id", pa.string()),
-        ("split", pa.string()),
-        ("speaker_id", pa.string()),
-        ("has_term", pa.bool_()),
-        ("main_term", pa.string()),
-        ("seen_term", pa.bool_()),
-        ("text", pa.string()),  # the words inside the chunk
-        ("answer", pa.string()),  # as the model wrote it
-        ("finished", pa.bool_()),  # false: cut off before its end
-        ("said_terms", pa.list_(pa.string())),  # main terms found in the answer, by name
-        ("no_terms", pa.list_(pa.string())),  # what else it lists
-        ("rejected", pa.bool_()),
-    ]
-)
 
 
 def evaluate_answers(

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 
-from earmark.artifacts import StageTable
+from earmark.artifacts import ANSWERS, StageTable
 from earmark.errors import AudioError
 from earmark.logs import progress
 from earmark.speech_llm.batches import Collator, Sample, read_clip
@@ -24,15 +23,6 @@ from earmark.speech_llm.model import WhisperQwen3
 from earmark.speech_llm.train import load
 
 log = logging.getLogger(__name__)
-
-ANSWERS = pa.schema(
-    [
-        ("chunk_id", pa.string()),
-        ("text", pa.string()),  # as the model writes it
-        ("finished", pa.bool_()),  # false: max_new_tokens came before the end
-        ("seconds", pa.float64()),  # of wall clock: an equal share of what its batch took
-    ]
-)
 
 
 @dataclass(frozen=True)

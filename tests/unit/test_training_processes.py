@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_run import RECIPES, SETTINGS, KilledOnce, checksums, make_inputs, training
+from tiny_run import RECIPES, SETTINGS, checksums, make_inputs, training
 
 from earmark.errors import EarmarkError
 from earmark.retrieval.launch import train_in_processes
@@ -38,9 +40,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
-@pytest.fixture
-def workers_find_this_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+def kill_one(rank: int, checkpoints: Path) -> None:
+    """Kill that one of this process's trainings when the second checkpoint comes: the first is whole then."""
+    while len(list(checkpoints.glob("*/*/trainer_state.json"))) < 2:
+        time.sleep(0.01)
+    for process in psutil.Process().children(recursive=True):
+        if process.environ().get("RANK") == str(rank):
+            process.kill()
 
 
 def lines(model: Path) -> list[dict[str, float]]:
@@ -65,15 +71,15 @@ def test_two_processes_end_with_the_losses_and_the_model_of_one(inputs, tmp_path
             assert torch.allclose(first[name], second[name], atol=2e-4), name
 
 
-@pytest.mark.usefixtures("workers_find_this_module")
 def test_a_process_that_is_killed_ends_the_job_and_the_next_goes_on(inputs, tmp_path, capfd):
-    undisturbed = training(inputs, tmp_path / "undisturbed", RECIPES["pooled"])
-    train_in_processes(2, **undisturbed)
-    recipe = KilledOnce(RECIPES["pooled"], rank=1, batch=15, flag=tmp_path / "flag")
-    settings = training(inputs, tmp_path / "killed", recipe)
+    schedule = replace(SETTINGS["schedule"], epochs=8)
+    train_in_processes(2, **training(inputs, tmp_path / "undisturbed", RECIPES["pooled"], schedule=schedule))
+    settings = training(inputs, tmp_path / "killed", RECIPES["pooled"], schedule=schedule)
+    killer = threading.Thread(target=kill_one, args=(1, tmp_path / ".killed.checkpoint"), daemon=True)
+    killer.start()
     with pytest.raises(EarmarkError, match="one of 2 training processes ended without a word"):
         train_in_processes(2, **settings)
-    assert (tmp_path / "flag").exists()
+    killer.join(10)
     assert not (tmp_path / "killed").exists()
     capfd.readouterr()
     train_in_processes(2, **settings)

@@ -2,30 +2,56 @@
 
     python -m torch.distributed.run --standalone --nproc-per-node N -m earmark.retrieval.launch JOB
 
-is what `train_in_processes` runs; JOB holds the arguments of `train_retriever`.
+is what `train_in_processes` runs; JOB is a JSON file of the arguments of `train_retriever`.
 """
 
 from __future__ import annotations
 
-import pickle
 import sys
 import tempfile
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from earmark.retrieval.train import train_retriever
+from earmark.artifacts import write_json
+from earmark.files import read_json
+from earmark.retrieval.augmentation import FrameAugmentation
+from earmark.retrieval.recipes import Recipe, recipe_as_json, recipe_from_json
+from earmark.retrieval.train import Schedule, train_retriever
 from earmark.torchrun import process, torchrun
 
+_PATHS = ("splits", "glossary", "alt2main", "output")
 
-def train_in_processes(processes: int, *, threads: int, **arguments: Any) -> None:
-    """`train_retriever` with `arguments`, in so many processes; errors as `torchrun.torchrun` says."""
+
+def train_in_processes(
+    processes: int,
+    *,
+    recipe: Recipe,
+    schedule: Schedule,
+    augmentation: FrameAugmentation,
+    threads: int,
+    tensorboard: Path | None = None,
+    **arguments: Any,
+) -> None:
+    """`train_retriever` with these arguments, in so many processes; errors as `torchrun.torchrun` says."""
     if processes == 1:
-        train_retriever(threads=threads, **arguments)
+        shape: dict[str, Any] = {"recipe": recipe, "schedule": schedule, "augmentation": augmentation}
+        train_retriever(threads=threads, tensorboard=tensorboard, **shape, **arguments)
         return
+    written = {
+        **arguments,
+        **{name: str(arguments[name]) for name in _PATHS},
+        "features": [str(path) for path in arguments["features"]],
+        "recipe": recipe_as_json(recipe),
+        "schedule": asdict(schedule),
+        "augmentation": asdict(augmentation),
+        "threads": max(1, threads // processes),
+        "tensorboard": str(tensorboard) if tensorboard else None,
+    }
     with tempfile.TemporaryDirectory(prefix="earmark-training-") as folder:
-        job = Path(folder, "job.pickle")
-        job.write_bytes(pickle.dumps({"threads": max(1, threads // processes), **arguments}))
+        job = Path(folder, "job.json")
+        write_json(job, written)
         torchrun(__name__, [str(job)], processes=processes, threads=threads)
 
 
@@ -34,7 +60,18 @@ def main(job: Path) -> None:
     # What the libraries will one day rename is no news to who trains.
     warnings.filterwarnings("ignore", category=FutureWarning, module="accelerate|sentence_transformers")
     with process():
-        train_retriever(**pickle.loads(job.read_bytes()))  # noqa: S301 (written by `train_in_processes`)
+        told = read_json(job)
+        train_retriever(
+            **{
+                **told,
+                **{name: Path(told[name]) for name in _PATHS},
+                "features": [Path(path) for path in told["features"]],
+                "recipe": recipe_from_json(told["recipe"]),
+                "schedule": Schedule(**told["schedule"]),
+                "augmentation": FrameAugmentation(**told["augmentation"]),
+                "tensorboard": Path(told["tensorboard"]) if told["tensorboard"] else None,
+            }
+        )
 
 
 if __name__ == "__main__":

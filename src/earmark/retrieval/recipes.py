@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from torch import nn
@@ -116,6 +116,23 @@ class PooledRecipe:
         loss = PooledLoss(model, self.term_weight, self.text_weight, self.temperature, self.no_term, hard_negative)
         parts: dict[str, nn.Module] = {"encoder": encoder, "audio_head": head, "text_tower": tower}
         return Plan(model, parts, {"audio_head", "text_tower"}, batches, loss, self.candidates)
+
+
+def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
+    """A recipe of this module as plain values, for another process to read."""
+    assert isinstance(recipe, AlignmentRecipe | PooledRecipe)
+    kind = "alignment" if isinstance(recipe, AlignmentRecipe) else "pooled"
+    return {"interaction": kind, **asdict(recipe)}
+
+
+def recipe_from_json(values: Mapping[str, Any]) -> Recipe:
+    """The recipe of `recipe_as_json`."""
+    fields = dict(values)
+    if fields.pop("interaction") == "alignment":
+        return AlignmentRecipe(**fields)
+    for name in ("no_term", "hard_negative"):
+        fields[name] = Margin(**fields[name]) if fields[name] else None
+    return PooledRecipe(**fields)
 
 
 def recipe_of(

@@ -1,11 +1,12 @@
 # make demo   set up .venv, run the whole chain on data/demo, print the figures and where the report is
 # make demo-llm   the same with a speech language model beside the retriever, tiny and random: it shows the chain
 # make test   set up .venv and run the tests
+# make funasr  set up .venv-funasr, in which FunASR trains Fun-ASR-Nano (the backend funasr_nano)
 # make test-slurm       tests on a throwaway Slurm on this machine, installed where it is missing (root, apt); make
 #                       test-slurm-full adds the slow ones
 # make lint   what CI checks besides the tests
 # make lock   pin the dependencies of pyproject.toml anew (needs uv)
-# make clean  remove what the demo made; make distclean removes .venv too
+# make clean  remove what the demo made; make distclean removes .venv and .venv-funasr too
 #
 # PYTHON     the interpreter to build .venv with, 3.11 to 3.13
 # PIP_FLAGS  more options for pip, for instance an index that serves PyTorch's CPU build
@@ -14,8 +15,9 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 PIP_FLAGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
+FUNASR_READY := .venv-funasr/.ready
 
-.PHONY: demo demo-llm test test-slurm test-slurm-full lint lock clean distclean setup
+.PHONY: demo demo-llm test test-slurm test-slurm-full lint lock clean distclean setup funasr
 .DEFAULT_GOAL := demo
 
 setup: $(READY)
@@ -33,6 +35,17 @@ $(READY): pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
+funasr: $(FUNASR_READY)
+
+$(FUNASR_READY): envs/funasr.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "FunASR's environment needs Python 3.11 to 3.13; say which: make PYTHON=/path/to/python3.11 funasr"; exit 1; }
+	@echo "Setting up .venv-funasr (a few minutes, once)"
+	"$(PYTHON)" -m venv .venv-funasr
+	.venv-funasr/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) torch==2.13.0
+	.venv-funasr/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r envs/funasr.txt
+	@touch $@
+
 demo: $(READY)
 	$(BIN)/snakemake --profile profiles/local
 	@$(BIN)/earmark figures data/demo
@@ -42,8 +55,8 @@ demo-llm: $(READY)
 	$(BIN)/snakemake --profile profiles/local --configfile benchmarks/demo_llm.yaml
 	@$(BIN)/earmark figures data/demo
 
-test: $(READY)
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+test: $(READY) $(FUNASR_READY)
+	EARMARK_NEEDS_FUNASR=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 test-slurm: $(READY)
 	$(BIN)/python -m pytest -m "slurm and not slurm_full" tests/slurm $(PYTEST_FLAGS)
@@ -65,4 +78,4 @@ clean:
 	git clean -fdXq data/demo logs/demo .snakemake
 
 distclean: clean
-	rm -rf .venv
+	rm -rf .venv .venv-funasr

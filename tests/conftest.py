@@ -62,6 +62,28 @@ def speech() -> Path:
 
 
 @pytest.fixture(scope="session")
+def funasr_python() -> Path:
+    """The interpreter of FunASR's environment."""
+    python = Path(os.environ.get("EARMARK_FUNASR_PYTHON", REPO / ".venv-funasr/bin/python"))
+    if not python.is_file():
+        missing = f"{python}: there is no such interpreter; make funasr"
+        if os.environ.get("EARMARK_NEEDS_FUNASR") == "1":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return python.absolute()
+
+
+@pytest.fixture(scope="session")
+def tiny_fun_asr_nano(funasr_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory of a tiny random Fun-ASR-Nano, which no test changes."""
+    folder = tmp_path_factory.mktemp("fun_asr_nano") / "tiny"
+    script = REPO / "benchmarks/tiny_fun_asr_nano.py"
+    command = [sys.executable, str(script), str(folder), "--python", str(funasr_python)]
+    subprocess.run([*command, "--hidden-size", "64", "--layers", "1"], check=True, timeout=300)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def run_snakemake() -> Callable[..., SnakemakeRun]:
     """Run the workflow as a user does, in a folder of the test's own.
 

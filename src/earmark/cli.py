@@ -20,6 +20,7 @@ from earmark.export.convert import convert
 from earmark.export.formats import FORMATS
 from earmark.export.tokenizer import BUNDLED
 from earmark.files import read_json, read_text
+from earmark.funasr_nano.commands import add_commands as add_funasr
 from earmark.glossary.filters import TermFilters
 from earmark.glossary.merge import merge_glossary
 from earmark.report.figures import print_figures
@@ -212,7 +213,10 @@ def _merge_terms(terms: Path, run: Path, output: Path) -> None:
 def _add_finetune(commands: argparse._SubParsersAction) -> None:
     # Its flags are the fields of earmark.speech_llm.settings, read by Transformers' parser: here all are passed on.
     parser = commands.add_parser(
-        "finetune", help="train Whisper + projector + Qwen3 on conversations", add_help=False, prefix_chars="\0"
+        "finetune",
+        help="train Whisper + projector + Qwen3, or Qwen2-Audio, on conversations",
+        add_help=False,
+        prefix_chars="\0",
     )
     parser.add_argument("flags", nargs="*")
     parser.set_defaults(command=_finetune)
@@ -243,7 +247,7 @@ def main() -> int:
     """Run one subcommand; an EarmarkError is printed as one sentence and gives exit status 1."""
     parser = argparse.ArgumentParser(prog="earmark", description="Teach a speech model which words matter.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_figures, _add_search, _add_index, _add_convert, add_watching, _add_finetune):
+    for add in (_add_figures, _add_search, _add_index, _add_convert, add_watching, _add_finetune, add_funasr):
         add(commands)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

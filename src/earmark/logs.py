@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from earmark.cluster.gpu_use import GpuSampler, gpu_sampler
 from earmark.cluster.job_record import JobRecord, begin_record, end_record
 from earmark.errors import EarmarkError
 
@@ -41,24 +42,24 @@ def job_log(path: str | Path) -> Iterator[None]:
         logging.basicConfig(
             stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
         )
-        record = None
+        record = sampler = None
         try:
-            record = _begun(path)
+            record, sampler = _begun(path), gpu_sampler()
             yield
         except EarmarkError as error:
             reason = " ".join(str(error).split())
         except KeyboardInterrupt:
-            _end(path, record, "interrupted")
+            _end(path, record, sampler, "interrupted")
             logging.warning("interrupted")
             sys.exit(_INTERRUPTED)
         except Exception as error:
             traceback.print_exc()
             reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
         else:
-            _end(path, record, "done")
+            _end(path, record, sampler, "done")
             logging.info("done")
             return
-        _end(path, record, "failed", reason)
+        _end(path, record, sampler, "failed", reason)
         logging.error("%s", reason)
         sys.exit(1)
 
@@ -71,11 +72,11 @@ def _begun(path: Path) -> JobRecord | None:
         return None
 
 
-def _end(path: Path, record: JobRecord | None, outcome: str, reason: str = "") -> None:
+def _end(path: Path, record: JobRecord | None, sampler: GpuSampler | None, outcome: str, reason: str = "") -> None:
     if record is None:
         return
     try:
-        end_record(path, record, outcome, reason)
+        end_record(path, record, outcome, reason, sampler.stop() if sampler else None)
     except OSError as error:  # a full disk: the record stays that of a job which was killed
         logging.warning("the job's record does not say how it ended: %s", error)
 

@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 REPO = HERE.parent.parent
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 _QUEUE = {"id": "%i", "state": "%T", "partition": "%P", "rule": "%k", "node": "%N", "reason": "%r", "limit": "%l",
-          "memory": "%m", "start": "%S", "end": "%e", "gres": "%b"}  # fmt: skip
+          "memory": "%m", "start": "%S", "end": "%e", "gres": "%b", "cpus": "%C"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Job:
     start: str
     end: str
     gres: str
+    cpus: str
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import HERE, Cluster
+from cluster import HERE, Cluster, Job
 
 # What a run makes, in the order of the chain.
 STAGES = (
@@ -87,3 +87,17 @@ def before(undisturbed: Path, tmp_path: Path) -> Callable[[str], Path]:
         return folder
 
     return copy
+
+
+@pytest.fixture
+def new_jobs(cluster: Cluster) -> Callable[[], list[Job]]:
+    """The jobs that this test gave to the queue."""
+    known = {job.id for job in cluster.jobs()}
+    return lambda: [job for job in cluster.jobs() if job.id not in known]
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Iterator[Path]:
+    """Appears when a job is held; the job goes on when `{marker}.go` appears, at the latest when the test ends."""
+    yield tmp_path / "held"
+    Path(f"{tmp_path / 'held'}.go").touch()

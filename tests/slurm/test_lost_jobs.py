@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+import sys
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +27,6 @@ def same(checksums: Callable, undisturbed: Path) -> Callable[[Path, str], None]:
         assert not [path for path in (folder / "data/small").rglob("*") if path.name.endswith(".tmp")]
 
     return check
-
-
-@pytest.fixture
-def new_jobs(cluster: Cluster) -> Callable[[], list[Job]]:
-    """The jobs that this test gave to the queue."""
-    known = {job.id for job in cluster.jobs()}
-    return lambda: [job for job in cluster.jobs() if job.id not in known]
-
-
-@pytest.fixture
-def marker(tmp_path: Path) -> Iterator[Path]:
-    """Appears when a job is held; the job goes on when `{marker}.go` appears, at the latest when the test ends."""
-    yield tmp_path / "held"
-    Path(f"{tmp_path / 'held'}.go").touch()
 
 
 def _states(jobs: list[Job]) -> list[str]:
@@ -73,13 +62,22 @@ def test_a_job_out_of_memory_is_submitted_anew_with_more(
     same(folder, "glossary")
 
 
-def test_training_that_runs_out_of_time_goes_on_from_its_checkpoint(
+def test_a_job_knows_when_its_time_is_up(cluster: Cluster, new_jobs: Callable) -> None:
+    ask = "from earmark.checkpoint_times import job_end; print(job_end())"
+    said = cluster.run("srun", "--time=7", sys.executable, "-c", ask)
+    (job,) = new_jobs()
+    started = datetime.fromisoformat(job.start).timestamp()  # %S, in local time as %e; %e is when it did end, by now
+    assert float(said) == started + 7 * 60
+
+
+def test_training_that_runs_out_of_time_goes_on_inside_the_epoch(
     cluster: Cluster, before: Callable, config: dict[str, Any], same: Callable, new_jobs: Callable, marker: Path
 ) -> None:
     folder = before("models")
-    hold = {"AT": "*/.retriever.checkpoint/*/checkpoint-*", "COUNT": "2", "HELD": str(marker)}
-    call = cluster.snakemake(folder, "train", config=config, environment=hold)
-    job, _ = cluster.held(marker, call)  # the first epoch is saved, the second is about to be
+    hold = {"AT": "*/.retriever.checkpoint/*/checkpoint-3", "HELD": str(marker)}
+    at_every_step = config | {"train": config["train"] | {"checkpoint_minutes": 1e-9}}
+    call = cluster.snakemake(folder, "train", config=at_every_step, environment=hold)
+    job, _ = cluster.held(marker, call)  # two steps are saved, the third is about to be
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
     assert call.wait(420) == 0, call.output[-4000:]
     assert [(job.state, job.limit, job.gres) for job in new_jobs()] == [
@@ -87,7 +85,7 @@ def test_training_that_runs_out_of_time_goes_on_from_its_checkpoint(
         ("COMPLETED", "8:00:00", "gres:gpu:1"),
     ]
     log = (folder / "logs/small/train/retriever.log").read_text()
-    assert "a killed training of this configuration goes on from" in log
+    assert re.search(r"goes on from \S+/checkpoint-2, after 0\.\d+ epochs", log)
     same(folder, "models")
 
 

@@ -164,3 +164,90 @@ def test_a_missing_package_is_a_problem_and_another_version_a_warning(monkeypatc
     found = list(machine_checks.packages())
     assert problems(found) == ["soxr is not installed"]
     assert any(finding.verdict is Verdict.WARNING and "pyarrow is 1.0" in finding.text for finding in found)
+
+
+def test_training_on_several_nodes_wants_slurm_and_a_partition_that_has_them(program, monkeypatch, tmp_path):
+    program("srun", "")
+    program("sinfo", "echo 'cpu|up|(null)|3'; echo 'gpu|up|gpu:2|2'")
+    assert not problems(machine_checks.slurm(CLUSTER, nodes=2))
+    assert problems(machine_checks.slurm(CLUSTER, nodes=3)) == [
+        "a training job asks for 3 nodes (train.nodes), and partition gpu has 2"
+    ]
+    assert not problems(machine_checks.slurm({**CLUSTER, "gpu_partition": None}, nodes=3))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "there is no Slurm on this machine" in problems(machine_checks.slurm(CLUSTER, nodes=2))[0]
+
+
+LFS = """Disk quotas for usr ann (uid 1000):
+      Filesystem    used   quota   limit   grace   files   quota   limit   grace
+{row}
+uid 1000 is using default file quota setting
+"""
+
+
+@pytest.fixture
+def on_lustre(program, monkeypatch, tmp_path):
+    """on_lustre(row): what is found about quotas where `lfs quota` prints that row."""
+
+    def examine_row(row):
+        part = type("Partition", (), {"mountpoint": str(tmp_path), "fstype": "lustre"})
+        monkeypatch.setattr("psutil.disk_partitions", lambda **_: [part])
+        asked = f'[ "$1 $2" = "quota -hu" ] && [ "$4" = {tmp_path} ] || exit 1'
+        program("lfs", f"{asked}\ncat <<END\n{LFS.format(row=row)}END")
+        found = machine_checks.disk(tmp_path / "data")
+        return [finding for finding in found if finding.subject == "quota" and str(tmp_path) in finding.text]
+
+    return examine_row
+
+
+@pytest.mark.parametrize(
+    ("row", "verdicts"),
+    [
+        ("/scratch2  512G  1T  1.1T  -  12345  1000000  1100000  -", ["ok", "ok"]),
+        ("/a/long/name/of/a/file/system\n     1.2k   0k   0k   -   12  0  0  -", ["ok", "ok"]),
+        ("/scratch 1.05T* 1T 1.1T 6d23h4m 999000 1000000 1100000 -", ["warning", "warning"]),
+        ("/scratch 1.05T* 1T 1.1T expired 1100000* 1000000 1100000 6d", ["problem", "problem"]),
+        ("/scratch [1073741824] 0 1073741900 - [1.2M] 0 2M -", ["problem", "ok"]),
+    ],
+)
+def test_lustres_quotas_of_room_and_of_files_are_read(on_lustre, row, verdicts):
+    assert [finding.verdict for finding in on_lustre(row)] == verdicts
+
+
+def test_an_lfs_that_says_something_else_is_told_and_without_lustre_nobody_asks(on_lustre, monkeypatch, tmp_path):
+    (said,) = on_lustre("Permission denied.")
+    assert (said.verdict, "lfs quota -hu" in said.text) == ("warning", True)
+    monkeypatch.setattr("psutil.disk_partitions", lambda **_: [])
+    assert not [finding for finding in machine_checks.disk(tmp_path) if "lfs quota" in finding.text]
+
+
+def test_funasr_is_looked_for_where_it_is_used_alone(defaults, program, tmp_path):
+    config = copy.deepcopy(defaults)
+    (unused,) = run_checks.funasr(config)
+    assert (unused.verdict, unused.text) == ("ok", "not used: train.backends does not name funasr_nano")
+    config["train"]["backends"] = ["retriever", "funasr_nano"]
+    config["funasr_nano"] = {"python": str(tmp_path / "bin/python")}
+    assert "there is no interpreter" in problems(run_checks.funasr(config))[0]
+    for script, said in [
+        ("echo loading; echo VERSION 1.4.16", None),
+        ("echo VERSION 1.3.9", "has funasr 1.3.9, which ignores LoRA"),
+        ("echo \"ModuleNotFoundError: No module named 'funasr'\" >&2; exit 1", "cannot import funasr: ModuleNotFound"),
+    ]:
+        program("python", script)
+        found = problems(run_checks.funasr(config))
+        assert bool(found) == (said is not None)
+        assert not found or said in found[0]
+
+
+def test_a_device_is_made_to_multiply():
+    assert machine_checks.computes("cpu", "the CPU").verdict is Verdict.OK
+    gone = machine_checks.computes("cuda:77", "a GPU")
+    assert "a product of two small matrices fails" in gone.text
+
+
+def test_a_device_that_multiplies_wrongly_is_a_problem(monkeypatch):
+    import torch
+
+    real = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda product: real(product) + 1)
+    assert "multiplies matrices wrongly" in machine_checks.computes("cpu", "a GPU").text

@@ -61,9 +61,9 @@ def living_job():
         process.wait()
 
 
-def refusal(folder, arguments=(), mode="refuse", is_gone=False):
+def refusal(folder, arguments=(), mode="refuse", is_gone=False, forget_plan=False):
     with pytest.raises(NotResumed) as error:
-        resume(folder, arguments, mode=mode, snakemake_is_gone=is_gone)
+        resume(folder, arguments, mode=mode, snakemake_is_gone=is_gone, forget_plan=forget_plan)
     assert list((folder / ".snakemake/locks").iterdir()), "the lock was taken away"
     return str(error.value)
 
@@ -149,3 +149,15 @@ def test_cancelling_ends_jobs_with_their_children_then_unlocks_and_starts(left, 
     assert not Path(f"/proc/{child}").exists()
     assert read_record(folder / "logs/talks/0.log").outcome is None
     assert (folder / "0.parquet").exists()
+
+
+def test_a_plan_that_cannot_be_read_stops_until_it_is_said_to_be_forgotten(left, living_job):
+    folder = left()
+    path = plan_path("talks", folder)
+    path.write_text(path.read_text()[:-40])
+    assert f"{path} is broken" in refusal(folder)
+    # What Snakemake was started with stood in there.
+    assert "Say behind -- what Snakemake is to be started with" in refusal(folder, forget_plan=True)
+    process = living_job(folder)
+    said = refusal(folder, ["align", "--cores", "1"], forget_plan=True)
+    assert f"process {process.pid} on this machine" in said

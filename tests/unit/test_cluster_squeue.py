@@ -7,15 +7,16 @@ from earmark.cluster.squeue import SlurmError, duration_s, megabytes, parse
 RUN = "earmark_76603dc7-7b8c-4e54-80f5-b67824e41101"
 CAPTURED = (
     f"12\x1f{RUN}\x1fRUNNING\x1fgpu\x1f0:04\x1f1795343539\x1f1795343539\x1f1-02:00:00\x1f4\x1f15000M\x1fgres:gpu:2"
-    "\x1fg1\x1fNone\x1frule_train_backend_wildcards_retriever\x1f/scratch/my runs\n"
+    "\x1fg[1-2]\x1f2\x1fNone\x1frule_train_backend_wildcards_retriever\x1f/scratch/my runs\n"
     "14\x1fa b|c\x1fPENDING\x1fgpu\x1f0:00\x1f1795343539\x1f1795345339\x1f30:00\x1f1\x1f15000M\x1fgres:gpu:2"
-    "\x1f\x1fResources\x1fx|y\x1f/scratch/my runs\n"
+    "\x1f\x1f1\x1fResources\x1fx|y\x1f/scratch/my runs\n"
 )
 
 
 def test_a_running_job_is_read_whole():
     job, _ = parse(CAPTURED)
-    assert (job.job_id, job.state, job.partition, job.nodes, job.reason) == ("12", "RUNNING", "gpu", "g1", "")
+    assert (job.job_id, job.state, job.partition, job.nodes, job.reason) == ("12", "RUNNING", "gpu", "g[1-2]", "")
+    assert job.node_count == 2
     assert (job.elapsed_s, job.submitted_at, job.started_at) == (4, 1795343539, 1795343539)
     assert (job.time_limit_min, job.cpus, job.mem_mb, job.gres) == (26 * 60, 4, 15000, "gpu:2")
     assert (job.comment, job.folder) == ("rule_train_backend_wildcards_retriever", "/scratch/my runs")

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from earmark.artifacts import write_json
-from earmark.cluster.job_record import Granted, JobRecord, read_record, record_path
+from earmark.cluster.job_record import Granted, JobRecord, begin_record, read_record, record_path
 from earmark.cluster.plan import Plan, PlannedJob, plan_path
 from earmark.cluster.process import this_process
 from earmark.cluster.squeue import QueuedJob
@@ -57,7 +57,7 @@ def only(plan, queue, folder):
 
 
 def queued(state, comment, reason="", run="earmark_x"):
-    return QueuedJob("7", run, state, "cpu", 61.0, time.time() - 5, None, 60, 1, 1000, "", "c1", reason, comment, "")
+    return QueuedJob("7", run, state, "cpu", 61.0, time.time() - 5, None, 60, 1, 1000, "", "c1", 1, reason, comment, "")
 
 
 def test_a_job_on_this_machine_runs_then_is_done(plan, tmp_path):
@@ -103,7 +103,7 @@ def test_the_queue_overrules_what_the_attempt_before_left(plan, job, tmp_path):
     assert only(plan, [queued("PENDING", "rule_align_shard_wildcards_0001")], tmp_path).state is State.FAILED
 
 
-def test_jobs_of_another_run_in_the_folder_are_not_taken_for_this_ones(plan, tmp_path):
+def test_jobs_of_another_run_in_the_folder_are_not_taken_for_this_ones(plan, tmp_path, monkeypatch):
     ours = dataclasses.replace(
         plan, slurm_run="earmark_x", jobs=[dataclasses.replace(plan.jobs[0], log="logs/talks/align/0000.log")]
     )
@@ -120,6 +120,13 @@ def test_jobs_of_another_run_in_the_folder_are_not_taken_for_this_ones(plan, tmp
     path.write_text(json.dumps(dataclasses.asdict(other)))
     (tmp_path / "logs/other/plan.json").touch()
     assert only(ours, [], tmp_path).state is State.WAITING
+    # It is tried again, under another id: the log of the first attempt is still its own.
+    again = dataclasses.replace(other.slurm, job_id="9")
+    monkeypatch.setattr("earmark.cluster.job_record._granted", lambda: again)
+    assert begin_record(path.with_name("0000.log")).earlier_ids == ["7"]
+    assert only(ours, [], tmp_path).state is State.WAITING
+    slurm_log.with_name("8.log").write_text("nobody's: it ended before its script began\n")
+    assert only(ours, [], tmp_path).state is State.FAILED
 
 
 def test_an_interrupted_job_waits_and_the_page_calls_no_job_failed(plan, tmp_path, capsys):

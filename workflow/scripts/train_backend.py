@@ -16,6 +16,7 @@ with job_log(snakemake.log[0]):
     hard_negatives = read_hard_negatives(Path(inputs.hard_negatives)) if inputs.hard_negatives else None
     train_in_processes(
         run["processes"],
+        nodes=run["nodes"],
         features=[Path(path) for path in inputs.features],
         splits=Path(inputs.train).parent,
         glossary=Path(inputs.glossary),
@@ -29,5 +30,6 @@ with job_log(snakemake.log[0]):
         seed=params.seed,
         threads=snakemake.threads,
         log_steps=params.log_steps,
+        checkpoint_minutes=run["checkpoint_minutes"],
         tensorboard=Path(snakemake.log[0]).with_suffix(".tensorboard") if run["tensorboard"] else None,
     )

@@ -7,16 +7,19 @@ from earmark.speech_llm.section import settings_of
 with job_log(snakemake.log[0]):
     params, inputs = snakemake.params, snakemake.input
     settings = settings_of(
-        params.section,
+        params.flags,
+        snakemake.wildcards.speech_llm,
         train_json=Path(inputs.train),
         valid_json=Path(inputs.dev),
         output_dir=Path(snakemake.output[0]),
         seed=params.seed,
         max_rejected_fraction=params.max_rejected_fraction,
+        checkpoint_minutes=snakemake.config["train"]["checkpoint_minutes"],
     )
     train_speech_llm(
         settings,
         wavs=[Path(path) for path in inputs.wavs],
         processes=params.processes,
+        nodes=snakemake.config["train"]["nodes"],
         threads=snakemake.threads,
     )

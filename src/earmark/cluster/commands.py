@@ -131,6 +131,10 @@ def _add_resume(commands: argparse._SubParsersAction) -> None:
         "--snakemake-is-gone", action="store_true",
         help="you have looked on the machine where the last Snakemake ran: it is gone",
     )  # fmt: skip
+    parser.add_argument(
+        "--forget-plan", action="store_true",
+        help="a plan.json that cannot be read is to count as none; you know that its Snakemake is gone",
+    )  # fmt: skip
     _add_directory(parser)
     parser.add_argument(
         "arguments", nargs="*", metavar="-- ARGUMENTS", help="Snakemake's; default: those that it had the last time"
@@ -141,4 +145,10 @@ def _add_resume(commands: argparse._SubParsersAction) -> None:
 def _resume(arguments: argparse.Namespace) -> None:
     from earmark.cluster.resume import resume
 
-    resume(arguments.directory, arguments.arguments, mode=arguments.mode, snakemake_is_gone=arguments.snakemake_is_gone)
+    resume(
+        arguments.directory,
+        arguments.arguments,
+        mode=arguments.mode,
+        snakemake_is_gone=arguments.snakemake_is_gone,
+        forget_plan=arguments.forget_plan,
+    )

@@ -75,11 +75,12 @@ def _findings(workflow: Path, configfiles: Sequence[Path]) -> Iterator[Finding]:
     names = ", ".join(map(str, configfiles)) or "the defaults"
     yield ok("configuration", f"valid: {names}, run {config['run']!r}")
     yield from machine_checks.disk(Path(config["data_dir"]))
-    yield from machine_checks.slurm(config["cluster"], config["train"]["processes"])
+    yield from machine_checks.slurm(config["cluster"], config["train"]["processes"], config["train"]["nodes"])
     yield from run_checks.aligner(config)
     yield from run_checks.glossary(config)
     yield from run_checks.audio(config)
     yield from run_checks.word_list(config)
     yield from run_checks.models(config)
+    yield from run_checks.funasr(config)
     yield from machine_checks.gpu(config["cluster"])
     yield from run_checks.training_step(config)

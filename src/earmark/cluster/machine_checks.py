@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from earmark.cluster.doctor import Finding, ok, problem, warning
+from earmark.cluster.lustre_quota import lustre_quotas
 
 _LEAST_GB, _SCARCE_GB = 1, 10
 _LEAST_INODES, _SCARCE_INODES = 2_000, 100_000
@@ -68,13 +69,14 @@ def _is_optional(marker: Marker | None) -> bool:
 
 
 def gpu(cluster: Mapping[str, Any]) -> Iterator[Finding]:
-    """What torch sees. A login node has no GPU: that is no fault where jobs get theirs from a partition."""
+    """What torch sees, and whether it computes. A login node has no GPU: no fault where jobs get theirs elsewhere."""
     import torch
 
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             total_gb = torch.cuda.get_device_properties(index).total_memory / 1e9
-            yield ok("gpu", f"{torch.cuda.get_device_name(index)}, {total_gb:.0f} GB, CUDA {torch.version.cuda}")
+            name = f"{torch.cuda.get_device_name(index)}, {total_gb:.0f} GB, CUDA {torch.version.cuda}"
+            yield computes(f"cuda:{index}", name)
     elif torch.version.cuda is None and shutil.which("nvidia-smi"):
         yield warning(
             "gpu",
@@ -93,14 +95,38 @@ def gpu(cluster: Mapping[str, Any]) -> Iterator[Finding]:
         yield ok("gpu", f"none here, jobs on this machine use the CPU{where}")
 
 
-def slurm(cluster: Mapping[str, Any], processes: int = 1) -> Iterator[Finding]:
+def computes(device: str, name: str) -> Finding:
+    """Whether torch multiplies matrices on a device ("cuda:0") as it does on the CPU."""
+    import torch
+
+    rows = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+    try:
+        product = (rows.to(device) @ rows.T.to(device)).cpu()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        remedy = "is torch's build the one for this GPU and its driver? `nvidia-smi` tells whether another job fills it"
+        return problem("gpu", f"{name}: a product of two small matrices fails: {first}", remedy)
+    # TF32, where somebody has switched it on, keeps three digits.
+    if not torch.allclose(product, rows @ rows.T, rtol=1e-2, atol=0.1):
+        return problem("gpu", f"{name} multiplies matrices wrongly", "it may be broken: ask your administrator")
+    return ok("gpu", f"{name}; it multiplies matrices as the CPU does")
+
+
+def slurm(cluster: Mapping[str, Any], processes: int = 1, nodes: int = 1) -> Iterator[Finding]:
     """The partitions that the configuration names, against those there are. Nothing to say where there is no Slurm.
 
-    `processes` are those of a training job, which stands on one node and asks for `gpu_gres` once for each.
+    `processes` are those of a training job on each of its `nodes`, of which it asks for `gpu_gres` once for each.
     """
     if shutil.which("sinfo") is None:
-        yield ok("slurm", "not on this machine; --profile profiles/local needs none")
+        if nodes > 1:
+            told = f"train.nodes is {nodes}, and there is no Slurm on this machine (no sinfo on PATH)"
+            yield problem("slurm", told, "set train.nodes to 1, or start the run where Slurm is")
+        else:
+            yield ok("slurm", "not on this machine; --profile profiles/local needs none")
         return
+    if nodes > 1 and shutil.which("srun") is None:
+        told = f"train.nodes is {nodes}, and srun, which starts processes on several nodes, is not on PATH"
+        yield problem("slurm", told, "put Slurm's commands on PATH, or set train.nodes to 1")
     try:
         done = subprocess.run(
             ["sinfo", "--noheader", "--format", "%R|%a|%G|%D"], capture_output=True, text=True, timeout=60, check=False
@@ -119,6 +145,14 @@ def slurm(cluster: Mapping[str, Any], processes: int = 1) -> Iterator[Finding]:
     for key in ("cpu_partition", "gpu_partition"):
         gres = cluster["gpu_gres"] if "gpu" in key else None
         yield from _partition(f"cluster.{key}", cluster[key], partitions, gres, processes)
+    trained_in = cluster["gpu_partition"] or cluster["cpu_partition"]
+    if nodes > 1 and trained_in in partitions:
+        there = sum(int(count) for *_, count in partitions[trained_in])
+        if there < nodes:
+            told = f"a training job asks for {nodes} nodes (train.nodes), and partition {trained_in} has {there}"
+            yield problem("slurm", told, "lower train.nodes, or set another partition")
+        else:
+            yield ok("slurm", f"train.nodes: {nodes} of the {there} nodes of {trained_in}, by srun")
 
 
 def _partition(
@@ -180,6 +214,8 @@ def disk(data: Path) -> Iterator[Finding]:
         else:
             yield ok(subject, told)
     yield from _quota()
+    folders = [data.absolute(), scratch.absolute()]
+    yield from lustre_quotas(folders, (_LEAST_GB, _SCARCE_GB), (_LEAST_INODES, _SCARCE_INODES))
 
 
 def _quota() -> Iterator[Finding]:

@@ -17,13 +17,14 @@ from pathlib import Path
 
 import psutil
 
-from earmark.cluster.job_record import read_record
-from earmark.cluster.plan import Plan, read_plan
+from earmark.cluster.job_record import read_record, recorded_logs
+from earmark.cluster.plan import Plan, readable_plan
 from earmark.cluster.process import HOST, ProcessName, name_of
 from earmark.cluster.squeue import QueuedJob, SlurmError, cancel, wait_until_gone, workflow_jobs
 from earmark.errors import EarmarkError
 
 _EVERY_S = 2.0
+_SLURM_LOGS = ("logs/slurm", ".snakemake/slurm_logs")  # of the profile, and of Snakemake itself
 _GRACE_S = 30.0  # between asking a process to end and ending it
 # Snakemake's options that make it run jobs whose outputs are there; repeated, they would undo what the run has done.
 _FORCING = ("-R", "--forcerun", "-f", "--force", "-F", "--forceall")
@@ -55,18 +56,20 @@ class LivingJobs:
         ]
 
 
-def resume(folder: Path, arguments: Sequence[str], *, mode: str, snakemake_is_gone: bool) -> None:
+def resume(
+    folder: Path, arguments: Sequence[str], *, mode: str, snakemake_is_gone: bool, forget_plan: bool = False
+) -> None:
     """Make sure that no job of an earlier Snakemake in `folder` is left, unlock, and become Snakemake.
 
     `mode` is what happens to jobs that live on: refuse, cancel or wait. `arguments` are Snakemake's; without any, those
-    of the last call. NotResumed if jobs live on and are to be kept, or if another Snakemake works here or may do so;
-    SlurmError if the queue cannot be asked.
+    of the last call. With `forget_plan`, plans that cannot be read count as none. NotResumed if jobs live on and are to
+    be kept, or if another Snakemake works here or may do so; SlurmError if the queue cannot be asked.
     """
     folder = folder.resolve()  # the working directory changes below
-    plans = sorted((read_plan(path) for path in folder.glob("logs/*/plan.json")), key=lambda plan: plan.started_at)
+    plans, forgotten = _plans(folder, forget_plan)
     _refuse_beside_another(folder, plans, snakemake_is_gone)
-    command = [sys.executable, "-m", "snakemake", *(arguments or _last_arguments(plans))]
-    living = _living_jobs(folder, plans)
+    command = [sys.executable, "-m", "snakemake", *(arguments or _last_arguments(plans, forgotten))]
+    living = _living_jobs(folder, plans, forgotten)
     if living and mode == "refuse":
         listed = "\n  ".join(living.lines())
         raise NotResumed(
@@ -87,6 +90,22 @@ def resume(folder: Path, arguments: Sequence[str], *, mode: str, snakemake_is_go
             raise NotResumed("`snakemake --unlock` failed; what it says stands above")
     print(f"starting: snakemake {' '.join(command[3:])}", flush=True)
     os.execv(command[0], command)  # noqa: S606  # signals of the terminal are Snakemake's from here on
+
+
+def _plans(folder: Path, forget: bool) -> tuple[list[Plan], list[Path]]:
+    """The plans in a folder, the oldest first, and those that cannot be read; NotResumed unless they may be forgotten.
+
+    A plan says which process of which machine its Snakemake is: without it, one on another machine is not seen.
+    """
+    found = {path: readable_plan(path) for path in sorted(folder.glob("logs/*/plan.json"))}
+    unreadable = [path for path, plan in found.items() if plan is None]
+    if unreadable and not forget:
+        raise NotResumed(
+            f"{unreadable[0]} is broken, or was written by another version of Earmark: which Snakemake it was is not "
+            "known. If none works in this folder any more, on any machine, say --forget-plan; jobs in the queue and "
+            "on this machine are looked for all the same"
+        )
+    return sorted((plan for plan in found.values() if plan), key=lambda plan: plan.started_at), unreadable
 
 
 def _refuse_beside_another(folder: Path, plans: Sequence[Plan], is_gone: bool) -> None:
@@ -120,15 +139,17 @@ def _is_snakemake(command: Sequence[str]) -> bool:
     return started and "--nolock" not in command and "--unlock" not in command
 
 
-def _living_jobs(folder: Path, plans: Sequence[Plan]) -> LivingJobs:
+def _living_jobs(folder: Path, plans: Sequence[Plan], forgotten: Sequence[Path]) -> LivingJobs:
     try:
         queued = workflow_jobs(folder)
     except SlurmError:
-        if any(plan.slurm_logs is not None for plan in plans):
+        to_slurm = any(plan.slurm_logs is not None for plan in plans)
+        if to_slurm or (forgotten and any((folder / logs).is_dir() for logs in _SLURM_LOGS)):
             raise
         queued = []  # nothing was ever submitted from here
-    logs = {job.log for plan in plans for job in [*plan.jobs, *plan.earlier] if job.log}
-    records = [record for log in sorted(logs) if (record := read_record(folder / log))]
+    logs = {folder / job.log for plan in plans for job in [*plan.jobs, *plan.earlier] if job.log}
+    logs |= {log for path in forgotten for log in recorded_logs(path.parent)}
+    records = [record for log in sorted(logs) if (record := read_record(log))]
     local = [record.process for record in records if record.slurm is None and record.process.running]
     known = {process.pid for process in local}
     ids = {job.job_id for job in queued}
@@ -164,7 +185,12 @@ def _is_job(command: Sequence[str]) -> bool:
     return is_python and ("--nolock" in command or any(".snakemake/scripts/" in word for word in command))
 
 
-def _last_arguments(plans: Sequence[Plan]) -> list[str]:
+def _last_arguments(plans: Sequence[Plan], forgotten: Sequence[Path]) -> list[str]:
+    if forgotten:
+        raise NotResumed(
+            f"{forgotten[0]} cannot be read, and the last call may be the one in there. Say behind -- what Snakemake "
+            "is to be started with"
+        )
     if not plans:
         raise NotResumed("no run was started here that could be taken up; start Snakemake itself")
     arguments = plans[-1].arguments

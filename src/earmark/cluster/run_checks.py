@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
+import re
+import subprocess
 import tempfile
 import time
 import urllib.error
@@ -14,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from packaging.version import Version
 
 from earmark.cluster.doctor import Finding, ok, problem, warning
 from earmark.errors import ConfigError, EarmarkError
 from earmark.files import read_text
 
 _RECORDINGS = 3
+_FUNASR = Version("1.4.1")  # the first that heeds use_lora
 _LOOKED_AT = 10_000  # entries of a corpus, in search of that many recordings
 
 
@@ -189,6 +194,9 @@ def models(config: Mapping[str, Any]) -> Iterator[Finding]:
     section = config["speech_llm"]
     if "whisper_qwen3" in config["train"]["backends"]:
         named |= {f"speech_llm.{key}": section[key] for key in ("whisper_model", "qwen3_model")}
+    if "qwen2_audio" in config["train"]["backends"]:
+        named["speech_llm.qwen2_audio.qwen2_audio_model"] = section["qwen2_audio"]["qwen2_audio_model"]
+    if {"whisper_qwen3", "qwen2_audio"} & set(config["train"]["backends"]):
         flag = next((key for key in ("load_in_4bit", "load_in_8bit") if section[key]), None)
         if flag and importlib.util.find_spec("bitsandbytes") is None:
             told = f"speech_llm.{flag} needs the package bitsandbytes, which is not installed"
@@ -196,6 +204,37 @@ def models(config: Mapping[str, Any]) -> Iterator[Finding]:
     for key, source in named.items():
         if source:
             yield _model(key, source)
+
+
+def funasr(config: Mapping[str, Any]) -> Iterator[Finding]:
+    """The interpreter of FunASR's own environment, where the backend funasr_nano trains."""
+    if "funasr_nano" not in config["train"]["backends"]:
+        yield ok("funasr", "not used: train.backends does not name funasr_nano")
+        return
+    # Not resolved: an environment's interpreter is a link, and knows its packages by that.
+    python = Path(config["funasr_nano"]["python"]).absolute()
+    remedy = "make FunASR's environment (`make funasr`, or envs/funasr.yaml), or set funasr_nano.python"
+    if python.is_dir() or not os.access(python, os.X_OK):
+        yield problem("funasr", f"{python}: there is no interpreter (funasr_nano.python)", remedy)
+        return
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONPATH")}
+    # Its version by a line of our own: packages print what they like when they are imported.
+    told = "import funasr; from importlib import metadata; print('\\nVERSION', metadata.version('funasr'))"
+    try:
+        done = subprocess.run(
+            [str(python), "-c", told], env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        yield problem("funasr", f"{python} cannot be run: {error}", remedy)
+        return
+    found = re.search(r"^VERSION (\S+)$", done.stdout, re.MULTILINE)
+    if done.returncode or found is None:
+        said = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        yield problem("funasr", f"{python} cannot import funasr: {said}", remedy)
+    elif Version(found[1]) < _FUNASR:
+        yield problem("funasr", f"{python} has funasr {found[1]}, which ignores LoRA without a word", remedy)
+    else:
+        yield ok("funasr", f"{found[1]} ({python})")
 
 
 def _model(key: str, source: str) -> Finding:
@@ -229,7 +268,7 @@ def _bundled(key: str) -> str | None:
     from earmark.export import tokenizer
     from earmark.whisper import BUNDLED
 
-    if key == "speech_llm.qwen3_model":
+    if key in ("speech_llm.qwen3_model", "speech_llm.qwen2_audio.qwen2_audio_model"):
         return None
     return tokenizer.BUNDLED if key == "export.tokenizer" else f"bundled:{BUNDLED}"
 

@@ -17,7 +17,7 @@ from earmark.errors import EarmarkError
 # Not --json: it leaves out --me and --jobs (22.05) and gives the whole cluster's jobs, its form differs from version to
 # version, and not every Slurm is built with it. The separator occurs in no name; the folder comes last all the same.
 _SEPARATOR = "\x1f"
-_FIELDS = ("%i", "%j", "%T", "%P", "%M", "%V", "%S", "%l", "%C", "%m", "%b", "%N", "%r", "%k", "%Z")
+_FIELDS = ("%i", "%j", "%T", "%P", "%M", "%V", "%S", "%l", "%C", "%m", "%b", "%N", "%D", "%r", "%k", "%Z")
 _TIMEOUT_S = 60
 _NOT_STARTED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 _MEGABYTES = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024 * 1024}
@@ -33,7 +33,8 @@ class SlurmError(EarmarkError):
 class QueuedJob:
     """A job in the queue. Points in time are seconds since 1970; None: not known yet, or without a limit.
 
-    `mem_mb` is as the job asked for it, per node; `gres` is "gpu:1" or the like, or empty. `reason`: why it waits.
+    `mem_mb` is as the job asked for it, per node; `cpus` are those of all nodes; `gres` is "gpu:1" or the like, or
+    empty. `reason`: why it waits.
     """
 
     job_id: str
@@ -48,6 +49,7 @@ class QueuedJob:
     mem_mb: float | None
     gres: str
     nodes: str
+    node_count: int
     reason: str
     comment: str
     folder: str
@@ -110,7 +112,7 @@ def parse(text: str) -> Iterator[QueuedJob]:
         if len(cells) != len(_FIELDS):
             raise SlurmError(f"squeue printed a line that was not asked for: {line!r}")
         job_id, name, state, partition, elapsed, submitted, started, limit, cpus, memory, gres, nodes = cells[:12]
-        reason, comment, folder = cells[12:]
+        node_count, reason, comment, folder = cells[12:]
         yield QueuedJob(
             job_id, name, state, partition,
             elapsed_s=duration_s(elapsed) or 0.0,
@@ -121,6 +123,7 @@ def parse(text: str) -> Iterator[QueuedJob]:
             mem_mb=megabytes(memory),
             gres="" if gres == "N/A" else gres.removeprefix("gres:").removeprefix("gres/"),
             nodes=nodes,
+            node_count=int(node_count) if node_count.isdigit() else 1,
             reason="" if reason == "None" else reason,
             comment="" if comment == "(null)" else comment,
             folder=folder,

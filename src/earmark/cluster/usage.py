@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from earmark.cluster.gpu_use import GpuUse
 from earmark.cluster.job_record import read_record
 from earmark.cluster.plan import Plan, PlannedJob
 
@@ -27,6 +28,7 @@ _LEAST_MB, _LEAST_MIN = 500, 10
 _NEAR = 0.85  # of what was asked for: the next job may need more
 _FAR, _FAR_TIME = 1.5, 6.0  # times what would be enough: worth a word
 _SHORT_S = 30.0  # a shorter job says little about how it uses its cores
+_IDLE_GPU, _SMALL_GPU, _FULL_GPU = 0.1, 0.25, 0.95  # shares of a GPU's time and memory that are worth a word
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class JobUsage:
     asked_mb: float | None
     asked_min: float | None
     gpu: str
+    gpu_use: GpuUse | None
     attempt: int
     on_slurm: bool
 
@@ -64,6 +67,9 @@ class RuleUsage:
     asked_mb: float | None
     asked_min: float | None
     gpu: str
+    gpu_busy: float | None  # the mean over the jobs, weighted by their run time
+    gpu_mb: float | None
+    gpu_total_mb: float | None
     on_slurm: bool
 
     def advice(self) -> str | None:
@@ -82,6 +88,20 @@ class RuleUsage:
         end = "would do" if why == {"enough"} else "is safer" if why == {"safer"} else "is better"
         options = " ".join(" ".join([option, *values]) for option, values in better.items())
         return f"{self.rule} {'; '.join(told)}: {options} {end}"
+
+    def gpu_advice(self) -> str | None:
+        """One sentence where a job's GPUs were nearly full or mostly idle; None where not, or where nobody looked."""
+        if self.gpu_busy is None or self.gpu_mb is None or not self.gpu_total_mb:
+            return None
+        memory = f"used at most {self.gpu_mb:.0f} of a GPU's {self.gpu_total_mb:.0f} MB"
+        if self.gpu_mb > _FULL_GPU * self.gpu_total_mb:
+            return f"{self.rule} {memory}: smaller batches, or GPUs with more memory (cluster.gpu_gres), are safer"
+        if self.gpu_busy >= _IDLE_GPU:
+            return None
+        told = f"{self.rule} asked for {self.gpu or 'a GPU'} and kept it {self.gpu_busy:.0%} busy"
+        if self.gpu_mb < _SMALL_GPU * self.gpu_total_mb:
+            told += f"; it {memory}"
+        return f"{told}: larger batches or a smaller GPU would do, or none (cluster.gpu_partition: null)"
 
     def _resource(self, name: str, value: int) -> str:
         return f"--set-resources {self.rule}:{name}={value}"
@@ -142,6 +162,8 @@ def _job_usage(job: PlannedJob, folder: Path) -> Iterable[JobUsage]:
     slurm = record.slurm if record else None
     # A benchmark is that of an attempt that ended well; a later one may have failed.
     counted = record if record and record.outcome == "done" else None
+    # What Slurm starts on several nodes is no child of the job's script, which alone was measured.
+    measured = slurm is None or slurm.nodes == 1
     asked: dict[str, Any] = job.asked
     with benchmark.open(encoding="utf-8") as file:
         for row in csv.DictReader(file, delimiter="\t"):
@@ -149,13 +171,14 @@ def _job_usage(job: PlannedJob, folder: Path) -> Iterable[JobUsage]:
                 rule=job.rule,
                 run_s=float(row["s"]),
                 wait_s=slurm.wait_s if slurm else None,
-                cpu_s=_larger(_number(row["cpu_time"]), counted.cpu_s if counted else None),
-                threads=slurm.cpus if slurm else asked.get("threads"),
-                used_mb=_larger(_number(row["max_rss"]), counted.peak_mb if counted else None),
+                cpu_s=_larger(_number(row["cpu_time"]), counted.cpu_s if counted else None) if measured else None,
+                threads=slurm.cpus // slurm.nodes if slurm else asked.get("threads"),
+                used_mb=_larger(_number(row["max_rss"]), counted.peak_mb if counted else None) if measured else None,
                 # Of this attempt where Slurm told; a first attempt's otherwise.
                 asked_mb=slurm.mem_mb if slurm and slurm.mem_mb else asked.get("mem_mb"),
                 asked_min=slurm.time_limit_min if slurm and slurm.time_limit_min else asked.get("runtime"),
                 gpu=slurm.gres if slurm else "",  # on one machine nobody asks
+                gpu_use=counted.gpu if counted else None,
                 attempt=record.attempt if record else 1,
                 on_slurm=slurm is not None,
             )
@@ -174,6 +197,9 @@ def _rule_usage(rule: str, jobs: Sequence[JobUsage]) -> RuleUsage:
     waits = [job.wait_s for job in jobs if job.wait_s is not None]
     memory = sorted(job.used_mb for job in jobs if job.used_mb is not None)
     measured = [job for job in jobs if job.cpu_s is not None and job.threads and job.run_s > 0]
+    on_gpu = [(job.gpu_use, job.run_s) for job in jobs if job.gpu_use]
+    on_gpu_s = sum(run_s for _, run_s in on_gpu)
+    fullest = max((use for use, _ in on_gpu), key=lambda use: use.peak_mb / max(use.total_mb, 1), default=None)
     held_s = sum(job.run_s * (job.threads or 1) for job in measured)
     return RuleUsage(
         rule=rule,
@@ -190,6 +216,9 @@ def _rule_usage(rule: str, jobs: Sequence[JobUsage]) -> RuleUsage:
         asked_mb=max((job.asked_mb for job in jobs if job.asked_mb), default=None),
         asked_min=max((job.asked_min for job in jobs if job.asked_min), default=None),
         gpu=max((job.gpu for job in jobs), default=""),
+        gpu_busy=sum(use.busy * run_s for use, run_s in on_gpu) / on_gpu_s if on_gpu_s else None,
+        gpu_mb=fullest.peak_mb if fullest else None,
+        gpu_total_mb=fullest.total_mb if fullest else None,
         on_slurm=any(job.on_slurm for job in jobs),
     )
 

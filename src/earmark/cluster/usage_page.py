@@ -11,7 +11,7 @@ from earmark.cluster.usage import RuleUsage, by_rule, run_usage
 
 COLUMNS = (
     "rule", "jobs", "wait", "longest wait", "run time", "longest run", "asked time", "CPU", "threads",
-    "p95 MB", "largest MB", "asked MB", "GPU",
+    "p95 MB", "largest MB", "asked MB", "GPU", "GPU busy", "GPU MB",
 )  # fmt: skip
 
 
@@ -48,12 +48,14 @@ def cells(rule: RuleUsage) -> tuple[str, ...]:
         _whole(rule.used_max_mb),
         _whole(rule.asked_mb),
         rule.gpu or "-",
+        "-" if rule.gpu_busy is None else f"{rule.gpu_busy:.0%}",
+        "-" if rule.gpu_mb is None else f"{rule.gpu_mb:.0f} of {rule.gpu_total_mb:.0f}",
     )
 
 
 def advice(rules: Sequence[RuleUsage]) -> list[str]:
     """Where jobs asked for much more than they used, or nearly for too little."""
-    return [sentence for rule in rules if (sentence := rule.advice())]
+    return [sentence for rule in rules for sentence in (rule.advice(), rule.gpu_advice()) if sentence]
 
 
 def _whole(value: float | None) -> str:

@@ -8,7 +8,6 @@ is what `train_in_processes` runs; JOB is a JSON file of the arguments of `train
 from __future__ import annotations
 
 import sys
-import tempfile
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +18,7 @@ from earmark.files import read_json
 from earmark.retrieval.augmentation import FrameAugmentation
 from earmark.retrieval.recipes import Recipe, recipe_as_json, recipe_from_json
 from earmark.retrieval.train import Schedule, train_retriever
-from earmark.torchrun import process, torchrun
+from earmark.torchrun import launch_folder, process, torchrun
 
 _PATHS = ("splits", "glossary", "alt2main", "output")
 
@@ -27,6 +26,7 @@ _PATHS = ("splits", "glossary", "alt2main", "output")
 def train_in_processes(
     processes: int,
     *,
+    nodes: int = 1,
     recipe: Recipe,
     schedule: Schedule,
     augmentation: FrameAugmentation,
@@ -34,8 +34,11 @@ def train_in_processes(
     tensorboard: Path | None = None,
     **arguments: Any,
 ) -> None:
-    """`train_retriever` with these arguments, in so many processes; errors as `torchrun.torchrun` says."""
-    if processes == 1:
+    """`train_retriever` with these arguments, in so many processes on each of `nodes` nodes.
+
+    The processes of a node share `threads` cores. Errors as `torchrun.torchrun` says.
+    """
+    if processes == nodes == 1:
         shape: dict[str, Any] = {"recipe": recipe, "schedule": schedule, "augmentation": augmentation}
         train_retriever(threads=threads, tensorboard=tensorboard, **shape, **arguments)
         return
@@ -49,10 +52,10 @@ def train_in_processes(
         "threads": max(1, threads // processes),
         "tensorboard": str(tensorboard) if tensorboard else None,
     }
-    with tempfile.TemporaryDirectory(prefix="earmark-training-") as folder:
-        job = Path(folder, "job.json")
+    with launch_folder(arguments["output"], nodes) as folder:
+        job = folder / "job.json"
         write_json(job, written)
-        torchrun(__name__, [str(job)], processes=processes, threads=threads)
+        torchrun(__name__, [str(job)], processes=processes, threads=threads, folder=folder, nodes=nodes)
 
 
 def main(job: Path) -> None:

@@ -23,7 +23,7 @@ from earmark.speech_llm.checkpoints import training_key
 from earmark.speech_llm.section import as_flags
 from earmark.speech_llm.settings import Settings, parse_settings
 from earmark.speech_llm.train import SETTINGS, finetune
-from earmark.torchrun import process, torchrun
+from earmark.torchrun import launch_folder, process, torchrun
 
 log = logging.getLogger(__name__)
 
@@ -31,24 +31,25 @@ _CHECKPOINTS = "checkpoints"
 _OF_OTHER_PROCESSES = "process_*"
 
 
-def train_speech_llm(settings: Settings, *, wavs: Sequence[Path], processes: int, threads: int) -> None:
+def train_speech_llm(settings: Settings, *, wavs: Sequence[Path], processes: int, threads: int, nodes: int = 1) -> None:
     """`finetune`, with `output_dir` an artifact like any other: it appears when all of it is there.
 
     Until then the work lies in a hidden folder beside it, `models/.whisper_qwen3.training`, which outlives a killed
     job: the next attempt goes on from its last checkpoint. What a training of other settings left there is removed
-    first. `wavs` are the folders of the wavs that the lines name. `processes` share `threads` cores and have a GPU
-    each. ConfigError if there are GPUs, but fewer; InputError if the wavs are still packed.
+    first. `wavs` are the folders of the wavs that the lines name. On each of `nodes` nodes, `processes` share `threads`
+    cores and have a GPU each. ConfigError as `torchrun.torchrun` says; InputError if the wavs are still packed.
     """
     check_unpacked(wavs, Path(settings.data.train_json))
     output = Path(settings.train.output_dir)
     work = output.parent / f".{output.name}.training"
     working = dataclasses.replace(settings, train=dataclasses.replace(settings.train, output_dir=str(work)))
-    _remove_other_work(working, work, processes)
-    if processes == 1:
+    _remove_other_work(working, work, processes * nodes)
+    if processes == nodes == 1:
         torch.set_num_threads(threads)
         finetune(working)
     else:
-        torchrun(__name__, as_flags(working), processes=processes, threads=threads)
+        with launch_folder(output, nodes) as folder:
+            torchrun(__name__, as_flags(working), processes=processes, threads=threads, folder=folder, nodes=nodes)
     with atomic_folder(output) as folder:
         shutil.copytree(
             work, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_CHECKPOINTS, _OF_OTHER_PROCESSES)

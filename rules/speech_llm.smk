@@ -15,13 +15,14 @@ rule train_speech_llm:
         LOGS / "benchmarks/train/{speech_llm}.tsv"
     threads: config["train"]["threads"] * config["train"]["processes"]
     resources:
-        **grows(mem_mb=8000, runtime_min=480, gpus=config["train"]["processes"]),
+        **grows(
+            mem_mb=8000,
+            runtime_min=480,
+            gpus=config["train"]["processes"],
+            nodes=config["train"]["nodes"],
+        ),
     params:
-        section={
-            name: value
-            for name, value in config["speech_llm"].items()
-            if name not in ("answer_batch_size", "max_new_tokens")
-        },
+        flags=lambda wildcards: SPEECH_LLM_FLAGS[wildcards.speech_llm],
         processes=config["train"]["processes"],
         seed=config["seed"],
         max_rejected_fraction=config["max_rejected_fraction"],

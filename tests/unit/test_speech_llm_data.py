@@ -14,6 +14,7 @@ from transformers import Qwen2TokenizerFast
 
 from earmark.errors import ConfigError, InputError, TooManyRejectedError
 from earmark.speech_llm.batches import Collator, Samples, read_samples
+from earmark.speech_llm.clip_features import WhisperClips
 from earmark.speech_llm.conversations import AUDIO, Turn, UnusableLine, conversation
 from earmark.speech_llm.labels import IGNORED, ChatLabels, Tokens, fit_tokens
 from earmark.speech_llm.settings import DataSettings
@@ -28,7 +29,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> ChatLabels:
 
 def read(chat: ChatLabels, path: Path, **settings: Any) -> Samples:
     data = DataSettings(train_json=str(path), **{"max_rejected_fraction": 1.0, **settings})
-    return read_samples(path, path.parent / "train_data.json", chat, data, max_states=1500, stack=STACK)
+    return read_samples(path, path.parent / "train_data.json", chat, data, WhisperClips(80, 1500, STACK))
 
 
 def counted(chat: ChatLabels, tokens: Tokens) -> str:
@@ -205,7 +206,7 @@ def test_a_cut_keeps_audio_and_the_last_answer_only_where_asked(chat: ChatLabels
 def test_a_batch_holds_an_audio_token_for_each_100_ms_and_pads_on_the_right(chat: ChatLabels, tmp_path: Path) -> None:
     clips = [write_noise(tmp_path / f"{n}.wav", n) for n in (16_000, 4_801)]  # 50 and 16 states
     path = write_lines(tmp_path / "train.jsonl", [talk(clip, "What?", "a farm") for clip in clips])
-    collate = Collator(mel_bins=80, max_states=1500, stack=STACK, audio_id=chat.audio_id, pad_id=chat.end_id)
+    collate = Collator(WhisperClips(80, 1500, STACK), audio_id=chat.audio_id, pad_id=chat.end_id)
     samples = read(chat, path).samples
     batch = collate(list(samples))
     assert batch["states"].tolist() == [50, 16]

@@ -17,13 +17,15 @@ from earmark.errors import AudioError, ConfigError
 from earmark.speech_llm.audit import WrongParameters, audit, declared
 from earmark.speech_llm.batches import Collator, Sample, read_clip, read_samples
 from earmark.speech_llm.clip_encoder import ClipEncoder
+from earmark.speech_llm.clip_features import WhisperClips
 from earmark.speech_llm.labels import IGNORED, ChatLabels
 from earmark.speech_llm.manual_loss import manual_loss
 from earmark.speech_llm.model import WhisperQwen3, load_trained, save_trained, trained_weights
 from earmark.speech_llm.projector import AudioProjector
 from earmark.speech_llm.settings import parse_settings
 from earmark.speech_llm.whisper_qwen3 import build_model, load_tokenizer
-from earmark.whisper import log_mel
+
+WHISPER = WhisperClips(mel_bins=80, max_states=1500, stack=5)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def build(bases: tuple[str, str], chat: ChatLabels, seed: int = 0, **changed: An
 
 
 def collator(chat: ChatLabels) -> Collator:
-    return Collator(mel_bins=80, max_states=1500, stack=5, audio_id=chat.audio_id, pad_id=chat.end_id)
+    return Collator(WHISPER, audio_id=chat.audio_id, pad_id=chat.end_id)
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +56,15 @@ def samples(chat: ChatLabels, bases: tuple[str, str], tmp_path_factory: pytest.T
     ]
     path = write_lines(folder / "train.jsonl", rows)
     data = settings(bases, path, folder).data
-    return list(read_samples(path, folder / "data.json", chat, data, max_states=1500, stack=5))
+    return list(read_samples(path, folder / "data.json", chat, data, WHISPER))
 
 
 def test_states_of_a_clip_do_not_depend_on_its_batch_mates(bases: tuple[str, str], chat: ChatLabels) -> None:
     encoder = build(bases, chat).whisper
     clips = [0.1 * np.random.default_rng(n).standard_normal(n).astype(np.float32) for n in (30_000, 5_000, 319)]
-    extractor = collator(chat).extractor
-    together = encoder(*log_mel(extractor, clips))
+    together = encoder(*WHISPER.log_mel(clips))
     for row, clip in zip(together, clips, strict=True):
-        alone = encoder(*log_mel(extractor, [clip]))[0]
+        alone = encoder(*WHISPER.log_mel([clip]))[0]
         assert alone.shape[0] == -(-clip.size // 320)
         torch.testing.assert_close(row[: len(alone)], alone, atol=1e-5, rtol=1e-4)
         assert not row[len(alone) :].any()
@@ -294,7 +295,7 @@ def test_a_clip_that_is_too_long_is_refused_with_its_path(tmp_path: Path) -> Non
     path = tmp_path / "a.wav"
     soundfile.write(path, np.zeros(481_000, np.float32), 16_000)
     with pytest.raises(AudioError, match=r"a\.wav: a clip of 30\.1 s is longer"):
-        read_clip(path, 1500)
+        read_clip(path, WHISPER)
 
 
 @pytest.mark.parametrize("flag", ["load_in_4bit", "load_in_8bit"])
@@ -372,8 +373,8 @@ def test_an_adapter_that_is_not_in_the_model_is_missed(bases: tuple[str, str], c
 def test_encoder_states_carry_no_gradient_where_whisper_is_frozen(bases: tuple[str, str], chat: ChatLabels) -> None:
     clip = [np.ones(3_200, np.float32)]
     frozen: ClipEncoder = build(bases, chat).whisper
-    assert not frozen(*log_mel(collator(chat).extractor, clip)).requires_grad
+    assert not frozen(*WHISPER.log_mel(clip)).requires_grad
     trained = build(bases, chat, freeze_whisper=False).whisper
-    assert trained(*log_mel(collator(chat).extractor, clip)).requires_grad
+    assert trained(*WHISPER.log_mel(clip)).requires_grad
     with torch.no_grad():
-        assert not trained(*log_mel(collator(chat).extractor, clip)).requires_grad
+        assert not trained(*WHISPER.log_mel(clip)).requires_grad

@@ -363,7 +363,7 @@ def test_the_loss_on_validation_data_is_the_mean_over_labels_whatever_the_batche
     model, chat, collate = load(tmp_path / "1")
     data = DataSettings(train_json=str(seven))
     with torch.no_grad():
-        batch = collate(list(read_samples(seven, tmp_path / "x.json", chat, data, max_states=1500, stack=5)))
+        batch = collate(list(read_samples(seven, tmp_path / "x.json", chat, data, model.clips)))
         assert losses[0] == pytest.approx(model(**batch)["loss"].item(), abs=1e-5)
 
 

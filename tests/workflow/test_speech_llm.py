@@ -1,4 +1,4 @@
-"""A speech language model beside the retriever: trained, asked, measured and reported in the same workflow."""
+"""Speech language models beside the retriever: trained, asked, measured and reported in the same workflow."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ import pyarrow.parquet as pq
 import pytest
 
 KILLER = Path(__file__).parent / "killer"
+BACKENDS = ("whisper_qwen3", "qwen2_audio")
 
 
 @pytest.fixture(scope="module")
 def config(repo: Path, small_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The small configuration with a tiny random Qwen3, made as `make demo-llm` makes its own."""
-    base = tmp_path_factory.mktemp("bases") / "tiny_qwen3"
-    command = [sys.executable, str(repo / "benchmarks/tiny_qwen3.py"), str(base), "--hidden-size", "64"]
-    subprocess.run([*command, "--layers", "2"], check=True, timeout=120)
+    """The small configuration with tiny random bases, made as `make demo-llm` makes its own."""
+    folder = tmp_path_factory.mktemp("bases")
+    for base in ("tiny_qwen3", "tiny_qwen2_audio_instruct"):
+        command = [sys.executable, str(repo / f"benchmarks/{base}.py"), str(folder / base), "--hidden-size", "64"]
+        subprocess.run([*command, "--layers", "2"], check=True, timeout=120)
     return {
         **small_config,
-        "train": {**small_config["train"], "backends": ["retriever", "whisper_qwen3"]},
+        "train": {**small_config["train"], "backends": ["retriever", *BACKENDS]},
         "speech_llm": {
-            "qwen3_model": str(base),
+            "qwen3_model": str(folder / "tiny_qwen3"),
+            "qwen2_audio": {"qwen2_audio_model": str(folder / "tiny_qwen2_audio_instruct")},
             "train_qwen3_layers": 2,
             "num_train_epochs": 2,
             "per_device_train_batch_size": 16,
@@ -42,10 +45,10 @@ def config(repo: Path, small_config: dict[str, Any], tmp_path_factory: pytest.Te
 def answered(
     chain: Path, config: dict[str, Any], run_snakemake: Callable, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The finished run with the language model added: nothing that stood there is made again but the report."""
+    """The finished run with the language models added: nothing that stood there is made again but the report."""
     folder = tmp_path_factory.mktemp("answered") / "run"
     shutil.copytree(chain, folder, symlinks=True)
-    run = run_snakemake(folder, configfile=config, timeout=600)
+    run = run_snakemake(folder, configfile=config, timeout=900)
     assert run.status == 0, run.output[-4000:]
     for rule in ("train_speech_llm", "answer_split", "evaluate_answers", "report"):
         assert f"{rule} " in run.output, rule
@@ -54,14 +57,15 @@ def answered(
     return folder
 
 
-def test_every_dev_and_test_chunk_has_an_answer_and_figures(answered: Path) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_dev_and_test_chunk_has_an_answer_and_figures(answered: Path, backend: str) -> None:
     data = answered / "data/small"
     for split in ("dev", "test"):
         asked = [row["chunk_id"] for row in pq.read_table(data / f"splits/{split}.parquet").to_pylist()]
-        answers = pq.read_table(data / f"answers/whisper_qwen3/{split}.parquet")
+        answers = pq.read_table(data / f"answers/{backend}/{split}.parquet")
         assert answers["chunk_id"].to_pylist() == asked
         assert any(answers["text"].to_pylist())
-    metrics = json.loads((data / "evaluation/whisper_qwen3/metrics.json").read_text())
+    metrics = json.loads((data / f"evaluation/{backend}/metrics.json").read_text())
     test = metrics["test"]
     assert metrics["task"] == "spot_terms"
     assert test["n_term"] + test["n_no_term"] == len(asked)
@@ -72,14 +76,25 @@ def test_every_dev_and_test_chunk_has_an_answer_and_figures(answered: Path) -> N
     assert test["retriever"]["rejected_no_term"] == pytest.approx(rejection["rejected_no_term"])
     assert test["retriever"]["false_rejection"] == pytest.approx(rejection["term_chunks"]["all"]["false_rejection"])
     assert test["retriever"]["recall"]["all"]["value"] <= retriever["test"]["retrieval"]["all"]["recall@1"]["value"]
-    written = pq.read_table(data / "evaluation/whisper_qwen3/predictions.parquet")
+    written = pq.read_table(data / f"evaluation/{backend}/predictions.parquet")
     assert sum(written["split"].to_numpy(zero_copy_only=False) == "test") == len(asked)
 
 
-def test_the_model_trained_what_it_was_told_and_nothing_else(answered: Path) -> None:
-    model = answered / "data/small/models/whisper_qwen3"
-    parts = json.loads((model / "audit.json").read_text())["parts"]
-    assert {name for name, part in parts.items() if part["trainable"]} == {"projector", "qwen3"}
+@pytest.mark.parametrize(
+    ("backend", "trained", "weights"),
+    [
+        ("whisper_qwen3", {"projector", "qwen3"}, "trained.safetensors"),
+        ("qwen2_audio", {"lora"}, "adapter_model.safetensors"),
+    ],
+)
+def test_the_model_trained_what_it_was_told_and_nothing_else(
+    answered: Path, backend: str, trained: set[str], weights: str
+) -> None:
+    model = answered / "data/small/models" / backend
+    audit = json.loads((model / "audit.json").read_text())
+    assert {name for name, part in audit["parts"].items() if part["trainable"]} == trained
+    assert audit["checkpoint"]["files"][weights] == (model / weights).stat().st_size > audit["trainable_bytes"]
+    assert [path.name for path in model.glob("*.safetensors")] == [weights]
     losses = [json.loads(line)["loss"] for line in (model / "train_metrics.jsonl").open() if '"loss"' in line]
     assert losses[-1] < losses[0]
     assert not list(model.parent.glob(".*"))
@@ -88,7 +103,14 @@ def test_the_model_trained_what_it_was_told_and_nothing_else(answered: Path) -> 
 def test_report_and_figures_show_it_beside_the_retriever(answered: Path) -> None:
     page = (answered / "data/small/report.html").read_text()
     answers = page[page.index('<h2 id="answers">') : page.index('<h2 id="funnel">')]
-    assert answers.count("<td>whisper_qwen3</td>") == answers.count("<td>retriever</td>") == 3
+    answers, trained = answers.split('<h2 id="trained">')
+    assert answers.count("<td>whisper_qwen3</td>") == answers.count("<td>qwen2_audio</td>") == 3
+    assert answers.count("<td>retriever</td>") == 6
+    # The whole and each part: whisper, projector and qwen3; audio tower, projector, language model and adapters.
+    assert (trained.count("<td>whisper_qwen3</td>"), trained.count("<td>qwen2_audio</td>")) == (4, 5)
+    audit = json.loads((answered / "data/small/models/qwen2_audio/audit.json").read_text())
+    assert f"{audit['trainable']:,}" in trained
+    assert f"{audit['checkpoint']['bytes']:,}" in trained
     command = [str(Path(sys.executable).with_name("earmark")), "figures", "data/small"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=answered)
     assert done.returncode == 0, done.stderr
@@ -104,6 +126,12 @@ def test_a_second_run_has_nothing_to_do_and_a_longer_answer_trains_nothing(
     run = run_snakemake(answered, configfile=longer, arguments=("--dry-run",))
     assert "answer_split " in run.output
     assert "train_speech_llm " not in run.output
+    # A key that the other does not read trains one of them anew.
+    as_it_is = {**config["speech_llm"]["qwen2_audio"], "qwen2_audio_dtype": "float32"}
+    other = {**config, "speech_llm": {**config["speech_llm"], "qwen2_audio": as_it_is}}
+    run = run_snakemake(answered, configfile=other, arguments=("--dry-run",))
+    assert "Training qwen2_audio" in run.output
+    assert "Training whisper_qwen3" not in run.output
 
 
 def test_a_killed_training_goes_on_and_ends_with_the_same_model(
@@ -131,6 +159,19 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_model(
     assert "has ended already" in (folder / "logs/small/train/whisper_qwen3.log").read_text()
     assert checksums(folder / "data/small/models/whisper_qwen3") == undisturbed
     assert not list((folder / "data/small/models").glob(".*"))
+
+
+def test_a_key_that_no_named_backend_reads_is_refused_in_a_sentence(
+    tmp_path: Path, small_config: dict[str, Any], run_snakemake: Callable
+) -> None:
+    config = {
+        **small_config,
+        "train": {**small_config["train"], "backends": ["retriever", "qwen2_audio"]},
+        "speech_llm": {"projector_stack": 3},
+    }
+    run = run_snakemake(tmp_path, configfile=config, arguments=("--dry-run",))
+    assert run.status == 1
+    assert "speech_llm.projector_stack is 3, but it is a flag of architecture whisper_qwen3" in run.output
 
 
 def test_a_backend_without_the_retriever_is_refused_in_a_sentence(

@@ -24,6 +24,7 @@ from earmark.report.figures import (
     rejection_sentence,
     transcript_sentence,
 )
+from earmark.report.trained import trained_rows
 
 _SHARDED = ("corpus", "alignments", "chunks", "features/*", "transcripts")
 _SHOWN_ROWS = 30  # of long lists; the artifacts hold them whole
@@ -66,7 +67,9 @@ def write_report(
         funnel_plot=plots.funnel([(step["step"], step["kept"], step["rejected"]) for step in figures.funnel["steps"]]),
         recall_plot=_recall_plot(figures),
         rejection_plot=_rejection_plot(test, figures.metrics[main]["rejection_threshold"]),
-        training_plots={backend: _training_plot(lines) for backend, lines in figures.losses.items()},
+        # A model that is evaluated as it is has but one line.
+        training_plots={name: _training_plot(lines) for name, lines in figures.losses.items() if len(lines) > 1},
+        trained=list(trained_rows({name: figures.audits[name] for name in figures.answers})),
         confusions=_confusions(test),
         hardest=_hardest_terms(test),
         rejected=_rejected_rows(run_folder, shards, config["export"]["formats"]),
@@ -153,6 +156,7 @@ def _rejected_rows(run_folder: Path, shards: list[str], formats: list[str]) -> l
         "chunks/manifest",
         "splits/*",
         "index/*",
+        "models/*/*",
         "answers/*/*",
         *(f"export/{name}/*" for name in formats),
         *sharded,

@@ -16,10 +16,11 @@ from earmark.artifacts import ANSWERS, StageTable
 from earmark.errors import AudioError
 from earmark.logs import progress
 from earmark.speech_llm.batches import Collator, Sample, read_clip
+from earmark.speech_llm.clip_features import ClipFeatures
 from earmark.speech_llm.conversations import UnusableLine, conversation, lines
 from earmark.speech_llm.labels import IGNORED, ChatLabels, Tokens
 from earmark.speech_llm.launch import check_unpacked
-from earmark.speech_llm.model import WhisperQwen3
+from earmark.speech_llm.model import SpeechLanguageModel
 from earmark.speech_llm.train import load
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class Answer:
 class Answerer:
     """A trained model that answers, greedily, hearing clips at their true length; on the GPU where there is one."""
 
-    def __init__(self, model: WhisperQwen3, chat: ChatLabels, collate: Collator, max_new_tokens: int):
+    def __init__(self, model: SpeechLanguageModel, chat: ChatLabels, collate: Collator, max_new_tokens: int):
         self.model, self.chat, self.collate, self.max_new_tokens = model.eval(), chat, collate, max_new_tokens
         if torch.cuda.is_available() and not model.is_spread:
             self.model.to("cuda")
@@ -95,7 +96,7 @@ def answer_split(
     answerer = Answerer.load(model, max_new_tokens)
     unfinished = 0
     with StageTable(output, ANSWERS, unit="chunks", max_rejected_fraction=max_rejected_fraction) as table:
-        samples = _samples(lines_path, answerer.chat, answerer.model.whisper.max_states, table)
+        samples = _samples(lines_path, answerer.chat, answerer.model.clips, table)
         while batch := list(itertools.islice(samples, batch_size)):
             begun = time.perf_counter()
             answers = answerer.answers(batch)
@@ -113,14 +114,14 @@ def answer_split(
     log.info("%s: %d answers, %d of them cut off at %d tokens", output, table.rejected.kept, unfinished, max_new_tokens)
 
 
-def _samples(lines_path: Path, chat: ChatLabels, max_states: int, table: StageTable) -> Iterator[Sample]:
+def _samples(lines_path: Path, chat: ChatLabels, clips: ClipFeatures, table: StageTable) -> Iterator[Sample]:
     """The questions, with audio that can be heard; other lines are rejected."""
     for row_id, row in progress(lines(lines_path), unit="answers"):
         table.rejected.input += 1
         try:
             talk = conversation(row_id, row, "conversation", lines_path.parent)
             ids = chat.prompt_ids(talk.turns[:-1])
-            read_clip(talk.audio, max_states)
+            read_clip(talk.audio, clips)
         except UnusableLine as error:
             table.reject(row_id, error.reason, str(error))
         except AudioError as error:

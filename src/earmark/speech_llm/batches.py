@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import WhisperFeatureExtractor
 
 from earmark.artifacts import RejectedRows, write_json
 from earmark.audio import SAMPLE_RATE, audio_info, read_audio
 from earmark.errors import AudioError, InputError
+from earmark.speech_llm.clip_features import ClipFeatures
 from earmark.speech_llm.conversations import UnusableLine, conversation, lines
 from earmark.speech_llm.labels import IGNORED, ChatLabels, Tokens, fit_tokens
-from earmark.speech_llm.projector import audio_token_count
 from earmark.speech_llm.settings import DataSettings
-from earmark.whisper import check_clip, log_mel, state_count
+from earmark.whisper import check_clip, state_count
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +45,7 @@ class Samples(Dataset[Sample]):
         return self.samples[index]
 
 
-def read_samples(
-    path: Path, output: Path, chat: ChatLabels, settings: DataSettings, *, max_states: int, stack: int
-) -> Samples:
+def read_samples(path: Path, output: Path, chat: ChatLabels, settings: DataSettings, clips: ClipFeatures) -> Samples:
     """Read, check and tokenise the conversations of `path`.
 
     Audio is decoded once, so that none fails later, in the middle of a training; without `check_audio`, its header
@@ -63,7 +60,7 @@ def read_samples(
     for row_id, row in lines(path):
         rejected.input += 1
         try:
-            samples.append(_sample(row_id, row, path, chat, settings, max_states, stack))
+            samples.append(_sample(row_id, row, path, chat, settings, clips))
             rejected.kept += 1
         except UnusableLine as error:
             rejected.reject(row_id, error.reason, str(error))
@@ -87,20 +84,21 @@ def read_samples(
     return Samples(samples)
 
 
-def _sample(
-    row_id: str, row: Any, path: Path, chat: ChatLabels, settings: DataSettings, max_states: int, stack: int
-) -> Sample:
+def _sample(row_id: str, row: Any, path: Path, chat: ChatLabels, settings: DataSettings, clips: ClipFeatures) -> Sample:
     talk = conversation(row_id, row, settings.data_mode, path.parent)
     if settings.check_audio:
-        states = state_count(read_clip(talk.audio, max_states).size)
+        states = state_count(read_clip(talk.audio, clips).size)
     else:
         states = state_count(round(audio_info(talk.audio).duration_s * SAMPLE_RATE))
-    if not 0 < states <= max_states:
-        raise AudioError(f"{talk.audio}: {states * 0.02:.1f} s of audio; the encoder takes {max_states * 0.02:g} s")
+    if not clips.audio_tokens(states) or states > clips.max_states:
+        raise AudioError(
+            f"{talk.audio}: {states * 0.02:.2f} s of audio; the encoder takes {clips.max_states * 0.02:g} s, and needs "
+            "enough for one token"
+        )
     tokens = fit_tokens(
         chat(talk.turns),
         audio_id=chat.audio_id,
-        audio_tokens=audio_token_count(states, stack),
+        audio_tokens=clips.audio_tokens(states),
         max_length=settings.max_length,
         all_masked=settings.all_masked,
     )
@@ -111,11 +109,16 @@ def _sample(
     return Sample(row_id, talk.audio, tokens)
 
 
-def read_clip(path: Path, max_states: int) -> np.ndarray:
-    """samples[n] at 16 kHz. AudioError if they cannot be read, are none, not finite, or too long for the encoder."""
+def read_clip(path: Path, clips: ClipFeatures) -> np.ndarray:
+    """samples[n] at 16 kHz.
+
+    AudioError if they cannot be read, are none, not finite, too long for the encoder or too short for a token.
+    """
     clip = read_audio(path)
     try:
-        check_clip(clip, max_states)
+        check_clip(clip, clips.max_states)
+        if not clips.audio_tokens(state_count(clip.size)):
+            raise AudioError(f"a clip of {clip.size / SAMPLE_RATE:.3f} s is too short for one audio token")
     except AudioError as error:
         raise AudioError(f"{path}: {error}") from None
     return clip
@@ -128,14 +131,12 @@ class Collator:
     that cannot be used.
     """
 
-    def __init__(self, *, mel_bins: int, max_states: int, stack: int, audio_id: int, pad_id: int):
-        self.extractor = WhisperFeatureExtractor(feature_size=mel_bins)
-        self.max_states, self.stack, self.audio_id, self.pad_id = max_states, stack, audio_id, pad_id
+    def __init__(self, clips: ClipFeatures, *, audio_id: int, pad_id: int):
+        self.clips, self.audio_id, self.pad_id = clips, audio_id, pad_id
 
     def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
-        clips = [read_clip(sample.audio, self.max_states) for sample in samples]
-        mel, states = log_mel(self.extractor, clips)
-        counts = [audio_token_count(count, self.stack) for count in states.tolist()]
+        mel, states = self.clips.log_mel([read_clip(sample.audio, self.clips) for sample in samples])
+        counts = [self.clips.audio_tokens(count) for count in states.tolist()]
         rows = [self._with_audio(sample.tokens, count) for sample, count in zip(samples, counts, strict=True)]
         longest = max(len(ids) for ids, _ in rows)
         input_ids = torch.full((len(rows), longest), self.pad_id)

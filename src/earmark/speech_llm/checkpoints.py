@@ -19,14 +19,17 @@ from pathlib import Path
 
 import earmark
 from earmark.errors import EarmarkError
+from earmark.mid_epoch import state_files
+from earmark.speech_llm.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from earmark.speech_llm.model import WEIGHTS
 from earmark.speech_llm.settings import Settings
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = "trained.safetensors"
 CHECK = "checked_step.json"  # the loss on fixed samples with these weights, and what callbacks remember
 STATE = "trainer_state.json"
-_FILES = (WEIGHTS, CHECK, "optimizer.pt", "scheduler.pt", STATE)
+_WEIGHTS = ((WEIGHTS,), (ADAPTER_WEIGHTS, ADAPTER_CONFIG))  # one of these
+_FILES = (CHECK, "optimizer.pt", "scheduler.pt", STATE)
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "numpy")
 
 
@@ -36,13 +39,14 @@ class CheckpointChanged(EarmarkError):
 
 def training_key(settings: Settings, files: Iterable[Path], processes: int) -> str:
     """A digest of the settings that shape the weights, of data files (name, size, time) and of versions."""
-    shaping = replace(
-        settings,
-        train=replace(
-            settings.train, output_dir="", save_steps=0, save_total_limit=2, resume=True, resume_tolerance=0,
-            logging_steps=1, dataloader_num_workers=0,
+    shaping = (
+        settings.model,
+        settings.data,
+        replace(
+            settings.train, output_dir="", save_steps=0, checkpoint_minutes=0, save_total_limit=2, resume=True,
+            resume_tolerance=0, logging_steps=1, dataloader_num_workers=0,
         ),
-        stability=replace(settings.stability, debug_loss=False, on_nan="stop", max_nan_skips=0),
+        replace(settings.stability, debug_loss=False, on_nan="stop", max_nan_skips=0),
     )  # fmt: skip
     stats = [(path.name, path.stat()) for path in files if path.exists()]  # what is missing is the reader's to tell
     stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
@@ -64,9 +68,10 @@ def _step(checkpoint: Path) -> int:
 
 
 def _is_whole(checkpoint: Path, processes: int) -> bool:
-    if not all((checkpoint / name).is_file() for name in _FILES):
+    if not any(all((checkpoint / name).is_file() for name in (*weights, *_FILES)) for weights in _WEIGHTS):
         return False
-    if len(list(checkpoint.glob("rng_state*.pth"))) < processes:
+    of_processes = [*state_files("rng_state", processes), *state_files("losses", processes)]
+    if not all((checkpoint / name).is_file() for name in of_processes):
         return False
     try:
         json.loads((checkpoint / STATE).read_text(encoding="utf-8"))  # written last; one that breaks off is no JSON

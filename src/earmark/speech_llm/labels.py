@@ -26,6 +26,7 @@ from earmark.text import is_unicode
 
 IGNORED = -100  # the label of a token that the loss does not count
 _TEMPLATE_OPTIONS: dict[str, Any] = {"tokenize": False, "enable_thinking": False}
+_AUDIO_AND_BLANKS = re.compile(re.escape(AUDIO) + "[ \t]*")
 _MARK = re.compile("\ue000([0-9]+)\ue001")
 
 
@@ -48,20 +49,24 @@ class Tokens:
 class ChatLabels:
     """Turns conversations into tokens with labels, by the chat template of `tokenizer`.
 
-    The tokenizer gets AUDIO as a special token if it has none. ConfigError if it gives no offsets, has no chat
-    template, or one that does not end an answer with a special token.
+    In a turn the template is shown `audio_text` in place of AUDIO, `audio_token` being the one token of it that stands
+    for the audio. By default both are AUDIO, which the tokenizer gets as a special token if it has none. ConfigError if
+    the tokenizer lacks another `audio_token`, gives no offsets, has no chat template, or one that does not end an
+    answer with a special token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, audio_token: str = AUDIO, audio_text: str = AUDIO):
         if not tokenizer.is_fast or not tokenizer.chat_template:
             raise ConfigError(
                 f"{tokenizer.name_or_path}: the tokenizer needs a chat template and offsets (tokenizer.json); take "
-                "that of an instruction-tuned Qwen3"
+                "that of an instruction-tuned model"
             )
-        if AUDIO not in tokenizer.get_vocab():
+        if AUDIO == audio_token not in tokenizer.get_vocab():
             tokenizer.add_special_tokens({"additional_special_tokens": [AUDIO]}, replace_extra_special_tokens=False)
-        self.tokenizer = tokenizer
-        self.audio_id: int = tokenizer.get_vocab()[AUDIO]
+        if audio_token not in tokenizer.get_vocab():
+            raise ConfigError(f"{tokenizer.name_or_path}: the tokenizer has no {audio_token}, which stands for audio")
+        self.tokenizer, self.audio_text = tokenizer, audio_text
+        self.audio_id: int = tokenizer.get_vocab()[audio_token]
         self._added = {str(token): id for id, token in tokenizer.added_tokens_decoder.items()}
         self._forbidden = re.compile("|".join(re.escape(token) for token in self._added if token != AUDIO))
         self._pieces: dict[tuple[str, ...], list[str]] = {}
@@ -71,6 +76,8 @@ class ChatLabels:
         """UnusableLine if a turn holds a special token or half a character, the template changes its text, or a token
         spans an answer's border.
         """
+        self._check_text(turns)
+        turns = self._with_audio_text(turns)
         text, spans = self._render(turns)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = np.array(encoded["input_ids"], np.int32)
@@ -91,12 +98,11 @@ class ChatLabels:
     def prompt_ids(self, turns: tuple[Turn, ...]) -> np.ndarray:
         """ids[n] of turns that end with a user's, and of what asks for the answer."""
         self._check_text(turns)
-        text = self._apply(turns, add_generation_prompt=True)
+        text = self._apply(self._with_audio_text(turns), add_generation_prompt=True)
         return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
 
     def _render(self, turns: tuple[Turn, ...]) -> tuple[str, list[tuple[int, int]]]:
         """The conversation as the template writes it, and (start, end) of each turn in it, in characters."""
-        self._check_text(turns)
         text, spans = "", []
         for piece, turn in zip(self._between(tuple(turn.role for turn in turns)), (*turns, None), strict=True):
             text += piece
@@ -115,6 +121,12 @@ class ChatLabels:
                 raise UnusableLine("special_token_in_text", f"a turn holds {found[0]!r}, which ends or begins turns")
         if sum(turn.text.count(AUDIO) for turn in turns) != 1:
             raise UnusableLine("special_token_in_text", f"a turn holds {AUDIO!r} as text")
+
+    def _with_audio_text(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+        if self.audio_text == AUDIO:
+            return turns
+        # It ends a line of its own: blanks between audio and question are not the question's.
+        return tuple(Turn(turn.role, _AUDIO_AND_BLANKS.sub(lambda _: self.audio_text, turn.text)) for turn in turns)
 
     def _between(self, roles: tuple[str, ...]) -> list[str]:
         """What the template writes before, between and after turns of these roles."""

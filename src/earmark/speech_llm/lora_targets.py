@@ -1,4 +1,4 @@
-"""Which linear layers of Qwen3 get adapters: found in the model itself, so that a misspelt name is an error."""
+"""Which linear layers get adapters: found in the model itself, so that a misspelt name is an error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def adapted_modules(layer: nn.Module, targets: str) -> list[str]:
         if not matched:
             known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linear))
             raise ConfigError(
-                f"lora_targets {targets!r}: {target} is no linear layer of Qwen3's layers; known: {known}"
+                f"lora_targets {targets!r}: {target} is no linear layer of a decoder layer; known: {known}"
             )
         found.update(matched)
     return sorted(found)

@@ -39,8 +39,3 @@ class AudioProjector(nn.Module):
             states = states.to(self.weight.device, self.weight.dtype)
             states = nn.functional.pad(states, (0, 0, 0, -states.shape[1] % self.stack))
             return self.layers(states.unflatten(1, (-1, self.stack)).flatten(2))
-
-
-def audio_token_count(states: int, stack: int) -> int:
-    """Audio tokens of a clip of so many states; the last may be partly filled, with zeros."""
-    return -(-states // stack)

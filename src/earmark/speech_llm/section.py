@@ -1,37 +1,83 @@
-"""The configuration's section `speech_llm`: its keys are the flags of `settings.py`, with the same defaults."""
+"""The configuration's section `speech_llm`: its keys are the flags of `settings.py`, with the same defaults.
+
+What only qwen2_audio has stands in a part of its own, `speech_llm.qwen2_audio`; all else once, for both backends.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from earmark.errors import ConfigError
-from earmark.speech_llm.settings import DataSettings, ModelSettings, Settings, StabilitySettings, TrainSettings
+from earmark.speech_llm.settings import (
+    ARCHITECTURES,
+    BASES,
+    Architecture,
+    DataSettings,
+    ModelSettings,
+    Settings,
+    StabilitySettings,
+    TrainSettings,
+    unread,
+)
 
 _GROUPS = (ModelSettings, DataSettings, TrainSettings, StabilitySettings)
 # What the workflow itself knows, so that the section does not say it again.
-GIVEN = frozenset({"train_json", "valid_json", "data_mode", "max_rejected_fraction", "output_dir", "resume", "seed"})
+GIVEN = frozenset(
+    {
+        "architecture",
+        "train_json",
+        "valid_json",
+        "data_mode",
+        "max_rejected_fraction",
+        "output_dir",
+        "resume",
+        "seed",
+        "checkpoint_minutes",
+    }
+)
+
+
+def backend_flags(section: Mapping[str, Any], backend: Architecture) -> dict[str, Any]:
+    """The flags that the training of a backend reads, of those in the section and, for qwen2_audio, its own part."""
+    flags = {**section, **section["qwen2_audio"]}
+    silent = unread(backend, method=flags["method"], use_lora=flags["use_lora"])
+    return {name: flags[name] for name in flag_defaults() if name not in silent}
+
+
+def check_section(section: Mapping[str, Any], backends: Iterable[str]) -> None:
+    """ConfigError if the section sets a flag that none of the named backends reads, with the reason."""
+    named = [backend for backend in ARCHITECTURES if backend in backends]
+    read = {name for backend in named for name in backend_flags(section, backend)}
+    own = section["qwen2_audio"]
+    for name, default in flag_defaults().items() if named else ():
+        value = own[name] if name in own else section[name]
+        if name in read or name in BASES or value == default or (name in own and "qwen2_audio" not in named):
+            continue
+        reason = unread(named[0], method=own["method"], use_lora=section["use_lora"])[name]
+        raise ConfigError(f"speech_llm.{'qwen2_audio.' if name in own else ''}{name} is {value}, but {reason}")
 
 
 def settings_of(
-    section: Mapping[str, Any],
+    flags: Mapping[str, Any],
+    backend: Architecture,
     *,
     train_json: Path,
     valid_json: Path,
     output_dir: Path,
     seed: int,
     max_rejected_fraction: float,
+    checkpoint_minutes: float = 15.0,
 ) -> Settings:
-    """The settings of a training on the workflow's exports. ConfigError where values do not go together.
+    """The settings of a training on the workflow's exports; `flags` are those of `backend_flags`.
 
-    Keys of `section` that are no flags (those of answering) are passed over.
+    ConfigError where values do not go together.
     """
-    if not section["qwen3_model"]:
-        raise ConfigError("speech_llm.qwen3_model is not set; give the folder or hub id of a Qwen3 with its tokenizer")
     given: dict[str, Any] = {
-        **section,
+        **flags,
+        "architecture": backend,
         "train_json": str(train_json),
         "valid_json": str(valid_json),
         "data_mode": "conversation",
@@ -39,9 +85,11 @@ def settings_of(
         "output_dir": str(output_dir),
         "resume": True,
         "seed": seed,
+        "checkpoint_minutes": checkpoint_minutes,
     }
     groups: list[Any] = [
-        group(**{field.name: given[field.name] for field in dataclasses.fields(group)}) for group in _GROUPS
+        group(**{field.name: given[field.name] for field in dataclasses.fields(group) if field.name in given})
+        for group in _GROUPS
     ]
     return Settings(*groups)
 

@@ -14,23 +14,30 @@ import torch
 from transformers import TrainingArguments
 
 from earmark.artifacts import atomic_folder, write_json, write_jsonl
-from earmark.errors import AudioError, ConfigError
+from earmark.checkpoint_times import CheckpointTimes, job_end
+from earmark.errors import AudioError, ConfigError, InputError
 from earmark.files import read_json
-from earmark.speech_llm.audit import audit, declared
+from earmark.speech_llm.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from earmark.speech_llm.architectures import build_model, load_chat
+from earmark.speech_llm.audit import audit, checkpoint_size, declared
 from earmark.speech_llm.batches import Collator, Samples, read_samples
-from earmark.speech_llm.checkpoints import WEIGHTS, is_finished, last_checkpoint, training_key
+from earmark.speech_llm.checkpoints import is_finished, last_checkpoint, training_key
 from earmark.speech_llm.labels import ChatLabels
-from earmark.speech_llm.model import WhisperQwen3, load_trained, save_trained
+from earmark.speech_llm.model import WEIGHTS, SpeechLanguageModel
 from earmark.speech_llm.nan_monitor import SNAPSHOT, finite_or_none
+from earmark.speech_llm.noise import check_speech
 from earmark.speech_llm.settings import ModelSettings, Settings, as_dict
 from earmark.speech_llm.trainer import SpeechTrainer
-from earmark.speech_llm.whisper_qwen3 import build_model, load_tokenizer
 
 log = logging.getLogger(__name__)
 
 SETTINGS = "speech_llm.json"
 TOKENIZER = "tokenizer"
 METRICS = "train_metrics.jsonl"
+AUDIT = "audit.json"
+MOVEMENT = "projector_movement.json"
+_RESULTS = (SETTINGS, WEIGHTS, ADAPTER_WEIGHTS, ADAPTER_CONFIG, METRICS, AUDIT, MOVEMENT)  # settings first, see below
+_ENOUGH_FOR_PROJECTOR = 1000  # conversations
 _TIMINGS = ("_runtime", "_per_second")
 
 
@@ -38,8 +45,13 @@ def finetune(settings: Settings) -> None:
     """Train, and write to `output_dir`:
 
     trained.safetensors (what was trained, no more), speech_llm.json (settings) and tokenizer/, which `load` takes;
-    audit.json (trainable parameters by part, with types), train_metrics.jsonl, train_data.json and valid_data.json
-    (lines kept and rejected, labels), train_data.rejected.jsonl and valid_data.rejected.jsonl, checkpoints/.
+    audit.json (trainable parameters by part, with types, and the size of what was saved), train_metrics.jsonl,
+    train_data.json and valid_data.json (lines kept and rejected, labels), train_data.rejected.jsonl and
+    valid_data.rejected.jsonl, checkpoints/.
+
+    Of Qwen2-Audio adapters as PEFT has them: adapter_model.safetensors and adapter_config.json; projector_movement.json
+    where the projector trains (how far it moved); and with method none no weights, and one line of metrics, the loss on
+    the validation data as the model is.
 
     What an earlier training left there is removed first, unless this one goes on from its checkpoints. The metrics are
     written also where the training fails.
@@ -61,12 +73,14 @@ def finetune(settings: Settings) -> None:
         if is_first:
             _remove_earlier(output, checkpoints, processes, resume=settings.train.resume)
     checkpoint = last_checkpoint(checkpoints, processes)
-    tokenizer = load_tokenizer(settings.model.qwen3_model)
-    chat = ChatLabels(tokenizer)
+    chat = load_chat(settings.model)
     model = build_model(settings.model, chat.audio_id, settings.train.seed)
     report = audit(model, declared(model, settings.model))
     with tempfile.TemporaryDirectory(prefix="earmark-data-") as scratch:  # for the reports of the other processes
         train, valid = _read(settings, output if is_first else Path(scratch), chat, model)
+    if _trains_published_projector(settings.model):
+        _check_enough(train, Path(settings.data.train_json))
+    times = CheckpointTimes(settings.train.checkpoint_minutes, job_end() if is_first else None)
     trainer = SpeechTrainer(
         model,
         arguments,
@@ -76,9 +90,10 @@ def finetune(settings: Settings) -> None:
         stability=settings.stability,
         folder=output if is_first else output / f"process_{arguments.process_index}",
         resume_tolerance=settings.train.resume_tolerance,
+        times=times,
     )
     if is_first:
-        write_json(output / "audit.json", report)
+        write_json(output / AUDIT, report)
         if any("bfloat16" in part["trainable_dtypes"] for part in report["parts"].values()):
             log.warning(
                 "weights train in bfloat16: steps below 1/256 of a weight are lost; lora_fp32 and projector_fp32"
@@ -89,52 +104,81 @@ def finetune(settings: Settings) -> None:
     elif checkpoint is not None:
         log.info("a killed training of these settings goes on from %s", checkpoint)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        if report["trainable"]:
+            with times.heeding_sigterm():
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        else:
+            trainer.state.epoch = 0.0
+            if valid is not None:
+                trainer.evaluate()
     except AudioError as error:
         # What comes from a process that reads ahead has its whole traceback in front.
         raise AudioError(str(error).rstrip().rpartition(f"{type(error).__name__}: ")[2]) from None
     finally:
-        if is_first and trainer.state.log_history:  # empty where a checkpoint was refused: keep what is there
+        # Empty where a checkpoint was refused: keep what is there.
+        if is_first and (trainer.state.log_history or not report["trainable"]):
             write_jsonl(output / METRICS, _metrics(trainer.state.log_history))
     if is_first:
         if trainer.monitor.skipped:
             log.warning("%d steps were skipped because of NaN or infinity", trainer.monitor.skipped)
         with atomic_folder(output / TOKENIZER) as folder:
-            tokenizer.save_pretrained(folder)
-        save_trained(model, output / WEIGHTS)
-        write_json(output / SETTINGS, {"architecture": "whisper_qwen3", **as_dict(settings)})  # last: all else is there
-        log.info("%s: trained weights of %d steps", output / WEIGHTS, trainer.state.global_step)
+            chat.tokenizer.save_pretrained(folder)
+        files = model.save_weights(output)
+        write_json(output / AUDIT, {**report, "checkpoint": checkpoint_size(files, report)})
+        if moved := model.projector_movement():
+            write_json(output / MOVEMENT, moved)
+            log.info("the projector moved by %.3g of its length; cosine to the published one %.6f", *_both(moved))
+        # Last: all else is there.
+        write_json(output / SETTINGS, {"architecture": settings.model.architecture, **as_dict(settings)})
+        log.info("%s: trained weights of %d steps", files[0] if files else output, trainer.state.global_step)
 
 
-def load(folder: Path) -> tuple[WhisperQwen3, ChatLabels, Collator]:
+def load(folder: Path) -> tuple[SpeechLanguageModel, ChatLabels, Collator]:
     """A trained model in evaluation mode, on the CPU, with its chat template and what makes its batches.
 
     ConfigError if a base model cannot be loaded, or the folder's weights do not fit it.
     """
-    settings = ModelSettings(**read_json(folder / SETTINGS)["model"])
-    chat = ChatLabels(load_tokenizer(str(folder / TOKENIZER)))
+    # Nothing is differentiated, so nothing must be computed twice.
+    settings = ModelSettings(**{**read_json(folder / SETTINGS)["model"], "gradient_checkpointing": False})
+    chat = load_chat(settings, folder / TOKENIZER)
     model = build_model(settings, chat.audio_id, seed=0)
-    load_trained(model, folder / WEIGHTS)
+    model.load_weights(folder)
     return model.eval(), chat, _collator(model, chat)
 
 
-def _read(settings: Settings, output: Path, chat: ChatLabels, model: WhisperQwen3) -> tuple[Samples, Samples | None]:
-    limits = {"max_states": model.whisper.max_states, "stack": model.projector.stack}
+def _read(
+    settings: Settings, output: Path, chat: ChatLabels, model: SpeechLanguageModel
+) -> tuple[Samples, Samples | None]:
     data = settings.data
-    train = read_samples(Path(data.train_json), output / "train_data.json", chat, data, **limits)
+    if settings.model.architecture == "qwen2_audio" and settings.model.method == "none":
+        train = Samples([])
+    else:
+        train = read_samples(Path(data.train_json), output / "train_data.json", chat, data, model.clips)
     if data.valid_json is None:
         return train, None
-    return train, read_samples(Path(data.valid_json), output / "valid_data.json", chat, data, **limits)
+    return train, read_samples(Path(data.valid_json), output / "valid_data.json", chat, data, model.clips)
 
 
-def _collator(model: WhisperQwen3, chat: ChatLabels) -> Collator:
-    return Collator(
-        mel_bins=model.whisper.encoder.config.num_mel_bins,
-        max_states=model.whisper.max_states,
-        stack=model.projector.stack,
-        audio_id=chat.audio_id,
-        pad_id=chat.end_id,
-    )
+def _trains_published_projector(settings: ModelSettings) -> bool:
+    return settings.architecture == "qwen2_audio" and settings.method == "projector"
+
+
+def _check_enough(train: Samples, source: Path) -> None:
+    """InputError if there is too little to train a published projector on, or no speech."""
+    if len(train) < _ENOUGH_FOR_PROJECTOR:
+        raise InputError(
+            f"{source}: {len(train)} conversations; method projector overwrites what was learned from millions of "
+            f"clips, and wants at least {_ENOUGH_FOR_PROJECTOR}. Give it more, or take method lora"
+        )
+    check_speech([sample.audio for sample in train.samples], source)
+
+
+def _both(moved: dict[str, Any]) -> tuple[float, float]:
+    return moved["relative_change"], moved["cosine"]
+
+
+def _collator(model: SpeechLanguageModel, chat: ChatLabels) -> Collator:
+    return Collator(model.clips, audio_id=chat.audio_id, pad_id=chat.end_id)
 
 
 def _processes() -> int:
@@ -159,9 +203,11 @@ def _check_devices(settings: ModelSettings) -> None:
 
 
 def _check_type(settings: ModelSettings) -> None:
-    if settings.qwen3_dtype == "float16":
+    flag = "qwen3_dtype" if settings.architecture == "whisper_qwen3" else "qwen2_audio_dtype"
+    evaluated_only = settings.architecture == "qwen2_audio" and settings.method == "none"
+    if getattr(settings, flag) == "float16" and not evaluated_only:
         raise ConfigError(
-            "qwen3_dtype is float16: gradients of a batch with many labels are below its smallest number and become "
+            f"{flag} is float16: gradients of a batch with many labels are below its smallest number and become "
             "zero, as there is no loss scaling; take bfloat16, which has float32's range, or float32"
         )
 
@@ -173,7 +219,7 @@ def _remove_earlier(output: Path, checkpoints: Path, processes: int, *, resume: 
             shutil.rmtree(folder)
     if last_checkpoint(checkpoints, processes) is None:
         snapshots = (f"{SNAPSHOT}.*", f"process_*/{SNAPSHOT}.*")
-        for pattern in (SETTINGS, WEIGHTS, METRICS, *snapshots):  # settings first: without them it is no model
+        for pattern in (*_RESULTS, *snapshots):  # settings first: without them it is no model
             for path in output.glob(pattern):
                 path.unlink()
 

@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from earmark.artifacts import write_json
+from earmark.checkpoint_times import CheckpointTimes
 from earmark.files import read_json
+from earmark.mid_epoch import MidEpochTrainer, TimedCheckpoints
 from earmark.speech_llm.batches import Collator, Samples
-from earmark.speech_llm.checkpoints import CHECK, WEIGHTS, check_loss
+from earmark.speech_llm.checkpoints import CHECK, check_loss
 from earmark.speech_llm.labels import IGNORED
 from earmark.speech_llm.manual_loss import manual_loss
-from earmark.speech_llm.model import load_trained, save_trained
+from earmark.speech_llm.model import SpeechLanguageModel
 from earmark.speech_llm.nan_monitor import NanMonitor
 from earmark.speech_llm.settings import StabilitySettings
 from earmark.speech_llm.stability import ClipGradients, EarlyLearningRate, FrozenProjectorStart, GradientNormWatch
@@ -27,19 +29,16 @@ log = logging.getLogger(__name__)
 _CHECKED_SAMPLES = 2
 
 
-class LogWithCheckpoint(TrainerCallback):
-    """Logs whenever a checkpoint is written: it does not hold the losses since the last line."""
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        control.should_log = control.should_log or control.should_save
+class LogEpochs(TrainerCallback):
+    """Ends each epoch with a line of losses."""
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        control.should_log = control.should_log or control.should_save
+        control.should_log = True
 
 
-class SpeechTrainer(Trainer):
+class SpeechTrainer(MidEpochTrainer):
     """Trains what requires gradients in `model`; `args.max_grad_norm` must be 0, as clipping is a guard's.
 
     A checkpoint holds the trained weights, what Trainer needs to go on, and the loss of the first samples with these
@@ -54,7 +53,7 @@ class SpeechTrainer(Trainer):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: SpeechLanguageModel,
         args: TrainingArguments,
         *,
         samples: Samples,
@@ -63,7 +62,9 @@ class SpeechTrainer(Trainer):
         stability: StabilitySettings,
         folder: Path,
         resume_tolerance: float,
+        times: CheckpointTimes,
     ):
+        self.times = times
         self.monitor = NanMonitor(folder, on_nan=stability.on_nan, max_skips=stability.max_nan_skips)
         self.guards, self.norms = _guards(stability)
         self.speech_model = model
@@ -74,7 +75,7 @@ class SpeechTrainer(Trainer):
             eval_dataset=valid,
             data_collator=collator,
             compute_loss_func=manual_loss if stability.manual_loss else None,
-            callbacks=[LogWithCheckpoint(), self.monitor, *self.guards],
+            callbacks=[LogEpochs(), self.monitor, *self.guards, TimedCheckpoints(times)],
         )
         self.stability, self.resume_tolerance = stability, resume_tolerance
         self._checked = [samples[index] for index in range(min(_CHECKED_SAMPLES, len(samples)))]
@@ -155,7 +156,7 @@ class SpeechTrainer(Trainer):
         assert output_dir is not None
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        save_trained(self.speech_model, folder / WEIGHTS)
+        self.speech_model.save_weights(folder)
         remembered: dict[str, Any] = {"skipped": self.monitor.skipped, "skipped_on_end": self.monitor.skipped_on_end}
         if self.norms is not None:
             remembered |= {"average": self.norms.average, "spikes": self.norms.spikes}
@@ -163,7 +164,7 @@ class SpeechTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         checkpoint = Path(resume_from_checkpoint)
-        load_trained(self.speech_model, checkpoint / WEIGHTS)
+        self.speech_model.load_weights(checkpoint)
         recorded = read_json(checkpoint / CHECK)
         remembered = recorded["remembered"]
         self.monitor.skipped, self.monitor.skipped_on_end = remembered["skipped"], remembered["skipped_on_end"]

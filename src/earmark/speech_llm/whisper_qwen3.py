@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from typing import Any
 
@@ -11,17 +10,18 @@ from peft import LoraConfig, inject_adapter_in_model, prepare_model_for_kbit_tra
 from safetensors import SafetensorError
 from transformers import (
     AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedTokenizerBase,
     Qwen3ForCausalLM,
 )
 
 from earmark.errors import ConfigError
 from earmark.speech_llm.activation_clamp import clamp_first_q_proj
+from earmark.speech_llm.adapters import set_adapter_types
 from earmark.speech_llm.clip_encoder import ClipEncoder
 from earmark.speech_llm.lora_targets import adapted_modules, target_names
 from earmark.speech_llm.model import WhisperQwen3
 from earmark.speech_llm.projector import AudioProjector
+from earmark.speech_llm.quantisation import quantisation
 from earmark.speech_llm.settings import ModelSettings
 from earmark.whisper import load_model
 
@@ -42,6 +42,7 @@ def build_model(settings: ModelSettings, audio_id: int, seed: int) -> WhisperQwe
     Trainable are: the projector; LoRA's adapters, Qwen3's last layers and Whisper where the settings say so.
     ConfigError if a base cannot be loaded whole, or cannot be quantised here.
     """
+    assert settings.whisper_model is not None
     whisper = ClipEncoder(
         load_model(settings.whisper_model).encoder, frozen=settings.freeze_whisper, keep_on_cpu=settings.whisper_cpu
     )
@@ -59,6 +60,9 @@ def build_model(settings: ModelSettings, audio_id: int, seed: int) -> WhisperQwe
             projector.to(qwen3.model.embed_tokens.weight.dtype)
         if settings.use_lora:
             _add_lora(qwen3, settings)
+    if settings.gradient_checkpointing:
+        for part in (qwen3, whisper.encoder):  # a frozen encoder keeps nothing, and passes over it
+            part.activation_checkpointing_enable()
     for layer in qwen3.model.layers[_first_trained_layer(qwen3, settings) :]:
         layer.float().requires_grad_(True)
     if settings.clamp_q_proj_input:
@@ -92,20 +96,12 @@ def _add_lora(qwen3: Qwen3ForCausalLM, settings: ModelSettings) -> None:
         layers_pattern="layers",
     )
     inject_adapter_in_model(config, qwen3)
-    for name, parameter in qwen3.named_parameters():
-        if ".lora_" not in name:
-            continue
-        base = qwen3.get_parameter(name[: name.index(".lora_")] + ".base_layer.weight")
-        if settings.lora_fp32:
-            parameter.data = parameter.data.float()
-        elif base.dtype.is_floating_point:
-            parameter.data = parameter.data.to(base.dtype)
-        if ".lora_A." in name:
-            parameter.data *= settings.lora_init_scale
+    set_adapter_types(qwen3, fp32=settings.lora_fp32, init_scale=settings.lora_init_scale)
 
 
 def _load_qwen3(settings: ModelSettings) -> Qwen3ForCausalLM:
     source, on_gpu = settings.qwen3_model, torch.cuda.is_available()
+    assert source is not None
     automatic = torch.bfloat16 if on_gpu else torch.float32
     dtype = automatic if settings.qwen3_dtype == "auto" else getattr(torch, settings.qwen3_dtype)
     options: dict[str, Any] = {"dtype": dtype}
@@ -131,21 +127,6 @@ def _load_qwen3(settings: ModelSettings) -> Qwen3ForCausalLM:
     if quantised:
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return model.requires_grad_(False)
-
-
-def quantisation(settings: ModelSettings, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """What load_in_4bit or load_in_8bit asks for. ConfigError without bitsandbytes or a GPU."""
-    flag = "load_in_4bit" if settings.load_in_4bit else "load_in_8bit"
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(f"{flag} needs the package bitsandbytes, which is not installed; pip install bitsandbytes")
-    if not torch.cuda.is_available():
-        raise ConfigError(f"{flag} needs a CUDA GPU, and there is none here; leave the flag out, or run on a GPU")
-    return BitsAndBytesConfig(
-        load_in_4bit=settings.load_in_4bit,
-        load_in_8bit=settings.load_in_8bit,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=dtype,
-    )
 
 
 def _first_line(error: Exception) -> str:

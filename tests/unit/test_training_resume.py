@@ -18,9 +18,12 @@ from safetensors.torch import load_file
 from tiny_run import RECIPES, SETTINGS, STEPS, checksums, make_inputs, training
 from transformers import Trainer, TrainerState
 
+from earmark.errors import EarmarkError
 from earmark.logs import job_log
 from earmark.retrieval import checkpoints
 from earmark.retrieval.checkpoints import checkpoints_beside, last_checkpoint
+from earmark.retrieval.dev_evaluator import DevEvaluator
+from earmark.retrieval.launch import train_in_processes
 from earmark.retrieval.model import TermRetriever
 from earmark.retrieval.train import train_retriever
 
@@ -34,6 +37,14 @@ def _die_in_the_middle_of_the_file(state: TrainerState, path: str) -> None:
     _die()
 
 
+_training_step = Trainer.training_step
+
+
+def _told_to_end(*arguments: Any) -> Any:
+    os.kill(os.getpid(), signal.SIGTERM)
+    return _training_step(*arguments)
+
+
 # Where the process dies: the function during whose call of that number it happens.
 Moment = tuple[Any, str, int, Callable[..., None]]
 MOMENTS: dict[str, Moment] = {
@@ -43,7 +54,14 @@ MOMENTS: dict[str, Moment] = {
     "while the state is written": (TrainerState, "save_to_json", 3, _die_in_the_middle_of_the_file),
     "after a checkpoint is whole": (Trainer, "_maybe_log_save_evaluate", 3 * STEPS + 4, _die),
     "when all epochs are over": (TermRetriever, "save", 1, _die),
+    "in the second step": (Trainer, "training_step", 2, _die),
+    "in the fourth step of the second epoch": (Trainer, "training_step", STEPS + 4, _die),
+    "in the first step of the third epoch": (Trainer, "training_step", 2 * STEPS + 1, _die),
+    "in the evaluation of the third epoch": (DevEvaluator, "__call__", 3, _die),
+    "while the state of the eighth step is written": (TrainerState, "save_to_json", 8, _die_in_the_middle_of_the_file),
+    "told to end in the fourth step of the second epoch": (Trainer, "training_step", STEPS + 4, _told_to_end),
 }
+EVERY_STEP = 1e-9  # minutes
 
 
 def _train(run: Path, interaction: str, moment: str | None, changes: dict[str, Any]) -> None:
@@ -63,15 +81,16 @@ class Run:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def train(self, interaction: str, moment: str | None = None, **changes: Any) -> str:
-        """Train until the end, or until the process dies at `moment`; return the log."""
+    def train(self, interaction: str, moment: str | None = None, *, status: int | None = None, **changes: Any) -> str:
+        """Train until the end, or until the process dies at `moment` (with that exit status); return the log."""
         processes = multiprocessing.get_context("forkserver")
         processes.set_forkserver_preload(["earmark.retrieval.train"])
         process = processes.Process(target=_train, args=(self.folder, interaction, moment, changes))
         process.start()
         process.join(120)
         log = (self.folder / "train.log").read_text()
-        assert process.exitcode == (0 if moment is None else -signal.SIGKILL), log[-3000:]
+        expected = status if status is not None else 0 if moment is None else -signal.SIGKILL
+        assert process.exitcode == expected, log[-3000:]
         return log
 
     def result(self, interaction: str) -> dict[str, str]:
@@ -132,6 +151,83 @@ def test_a_killed_training_ends_like_an_undisturbed_one(run, undisturbed, moment
     assert run.models == ["alignment"]
 
 
+@pytest.fixture(scope="module")
+def without_checkpoints_inside(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """The model's files by interaction; lines of losses do not fall on the ends of epochs, nor on most checkpoints."""
+    results = {}
+    for interaction in RECIPES:
+        run = Run(tmp_path_factory.mktemp("whole_epochs") / "run")
+        shutil.copytree(inputs, run.folder)
+        run.train(interaction, log_steps=4, checkpoint_minutes=0)
+        results[interaction] = run.result(interaction)
+    return results
+
+
+def went_on_from(log: str) -> int:
+    """The step of the checkpoint that a training went on from."""
+    (step,) = re.findall(r"goes on from \S+/checkpoint-(\d+), after", log)
+    return int(step)
+
+
+@pytest.mark.parametrize(
+    ("interaction", "moment", "step", "left"),
+    [
+        ("alignment", "in the second step", 1, [1, 2, 3, 4]),
+        ("alignment", "in the fourth step of the second epoch", STEPS + 3, [2, 3, 4]),
+        ("pooled", "in the fourth step of the second epoch", STEPS + 3, [2, 3, 4]),
+        ("alignment", "in the first step of the third epoch", 2 * STEPS, [3, 4]),
+        ("alignment", "in the evaluation of the third epoch", 3 * STEPS - 1, [3, 4]),
+        ("pooled", "while the state of the eighth step is written", STEPS + 1, [2, 3, 4]),
+    ],
+)
+def test_a_training_killed_inside_an_epoch_goes_on_inside_it(
+    run, without_checkpoints_inside, interaction, moment, step, left
+):
+    run.train(interaction, moment, log_steps=4, checkpoint_minutes=EVERY_STEP)
+    log = run.train(interaction, log_steps=4)  # at other times, it is the same training
+    assert went_on_from(log) == step
+    assert trained_epochs(log) == left
+    assert run.result(interaction) == without_checkpoints_inside[interaction]
+    assert run.models == [interaction]
+
+
+# Loaded by every Python that finds it: a process dies as it makes, or finds, the folder of a checkpoint of that step.
+_DEADLY = """
+import os, signal
+mkdir = os.mkdir
+def deadly(path, *arguments, **named):
+    if os.fspath(path).endswith("/checkpoint-" + os.environ["DIES_AT"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return mkdir(path, *arguments, **named)
+if "DIES_AT" in os.environ:
+    os.mkdir = deadly
+"""
+
+
+def test_two_processes_go_on_inside_an_epoch_alike(inputs, tmp_path, monkeypatch, capfd):
+    arguments = {"checkpoint_minutes": EVERY_STEP, "log_steps": 4}
+    whole = training(inputs, tmp_path / "undisturbed", RECIPES["pooled"], **arguments | {"checkpoint_minutes": 0})
+    train_in_processes(2, **whole)
+    (tmp_path / "sitecustomize.py").write_text(_DEADLY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    killed = training(inputs, tmp_path / "killed", RECIPES["pooled"], **arguments)
+    with monkeypatch.context() as dying, pytest.raises(EarmarkError, match="one of 2 training processes ended without"):
+        dying.setenv("DIES_AT", str(STEPS + 4))
+        train_in_processes(2, **killed)
+    capfd.readouterr()
+    train_in_processes(2, **killed)
+    assert went_on_from(capfd.readouterr().err) == STEPS + 3
+    assert checksums(tmp_path / "killed") == checksums(tmp_path / "undisturbed")
+
+
+def test_a_training_that_is_told_to_end_leaves_a_checkpoint_and_says_so(run, without_checkpoints_inside):
+    log = run.train("alignment", "told to end in the fourth step of the second epoch", status=1, log_steps=4)
+    assert f"told to end by SIGTERM (a time limit, a preemption or scancel) after step {STEPS + 4} of" in log[-300:]
+    log = run.train("alignment", log_steps=4)
+    assert went_on_from(log) == STEPS + 4
+    assert run.result("alignment") == without_checkpoints_inside["alignment"]
+
+
 def test_a_training_may_be_killed_again_and_again(run, undisturbed):
     for moment in ("after a checkpoint is whole", "in the first epoch", "in the first epoch"):
         run.train("pooled", moment)
@@ -183,7 +279,7 @@ def test_a_checkpoint_that_is_being_removed_is_no_checkpoint(tmp_path):
     with checkpoints_beside(tmp_path / "models/retriever", "key") as folder:
         for step in (6, 12):
             (folder / f"checkpoint-{step}").mkdir()
-            for name in (*checkpoints._FILES, "rng_state.pth"):
+            for name in (*checkpoints._FILES, "rng_state.pth", "losses.pth"):
                 (folder / f"checkpoint-{step}" / name).write_text("{}")
         (folder / "checkpoint-12" / "optimizer.pt").unlink()
         assert last_checkpoint(folder) == folder / "checkpoint-6"

@@ -20,7 +20,7 @@ from earmark.audio import decode_audio
 from earmark.evaluation.distractors import distractor_words
 from earmark.evaluation.measures import RECALL_AT
 from earmark.files import read_json
-from earmark.retrieval.index import index_surfaces
+from earmark.retrieval.index import index_surfaces, load_index
 from earmark.retrieval.model import hear, load_retriever
 from earmark.retrieval.ranking import TermColumns, rank_of, term_scores
 from earmark.retrieval.split_rows import read_surfaces
@@ -38,8 +38,10 @@ def main() -> None:
     chunks = [row for path in sorted((arguments.run / "chunks").glob("*.parquet")) for row in iterate_rows(path)]
     spoken = {word for row in chunks for word in row["text"].split()}
     words = distractor_words(arguments.distractors, spoken, surfaces, seed=0)
-    index, _ = index_surfaces(model, {**surfaces, **{word: word for word in words}})
-    small, _ = index_surfaces(model, surfaces)
+    # As the run's own figures are made: its threshold is read below.
+    background = load_index(arguments.model.parents[1] / "index" / arguments.model.name, model).background
+    index, _ = index_surfaces(model, {**surfaces, **{word: word for word in words}}, background=background)
+    small, _ = index_surfaces(model, surfaces, background=background)
     columns = TermColumns.of(index.main_terms)
     ranks, best = [], {True: [], False: []}
     for row in chunks:

@@ -5,9 +5,12 @@ from snakemake.exceptions import WorkflowError
 
 from earmark.config import check_config
 from earmark.errors import ConfigError
+from earmark.speech_llm.section import backend_flags, check_section
+from earmark.speech_llm.settings import ARCHITECTURES
 
 try:
     check_config(config, Path(workflow.basedir) / "workflow/schemas/config.schema.yaml")
+    check_section(config["speech_llm"], config["train"]["backends"])
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
@@ -24,6 +27,10 @@ if config["retrieval"]["random_control"]:
 BACKENDS = list(ENCODER)
 # Beside the retriever: they answer in words.
 SPEECH_LLMS = config["train"]["backends"][1:]
+# Each is trained anew by a change of what it reads alone.
+SPEECH_LLM_FLAGS = {
+    name: backend_flags(config["speech_llm"], name) for name in ARCHITECTURES
+}
 # What transcripts are searched by, where there are any: the comparison with doing without a retriever.
 MATCHES = ["letters", "phonemes"] if config["evaluate"]["transcripts"] else []
 EVALUATED = [*BACKENDS, *(f"transcript_{match}" for match in MATCHES), *SPEECH_LLMS]
@@ -31,6 +38,11 @@ FIGURES = {
     name: value for name, value in config["evaluate"].items() if name != "transcripts"
 }
 INTERACTION = config["retrieval"]["interaction"]
+# Whether a retriever's stages run a language model, which wants a GPU, and memory to load it.
+LANGUAGE_MODEL = (
+    INTERACTION == "pooled" and config["retrieval"]["pooled"]["towers"] == "qwen2_audio"
+)
+LANGUAGE_MODEL_MB = 24_000 if LANGUAGE_MODEL else 0
 LEXICON = config["align"]["embedded"][
     "lexicon"
 ]  # the aligner's; a retriever spells terms with it
@@ -41,7 +53,7 @@ wildcard_constraints:
     split="|".join(SPLITS),
     format="funasr_nano|funasr|conversation|flat",
     backend="|".join(BACKENDS),
-    speech_llm="whisper_qwen3",
+    speech_llm="|".join(ARCHITECTURES),
     match="letters|phonemes",
 
 
@@ -50,9 +62,10 @@ def sharded(stage):
     return [DATA / stage / f"{shard}.parquet" for shard in SHARDS]
 
 
-def grows(mem_mb, runtime_min, gpus=0):
+def grows(mem_mb, runtime_min, gpus=0, nodes=1):
     """Resources that double with every retry: a job killed for memory or time is asked for again with more.
 
+    All of them are a node's, for each of `nodes`.
     With them goes where Slurm is to run the job, as the section `cluster` has it; a local run reads none of that.
     """
     cluster = config["cluster"]
@@ -62,6 +75,9 @@ def grows(mem_mb, runtime_min, gpus=0):
         "slurm_partition": cluster["gpu_partition" if on_gpu else "cpu_partition"],
         "slurm_account": cluster["account"],
         "gres": f"{kind}:{int(count) * gpus}" if on_gpu else None,
+        "nodes": nodes if nodes > 1 else None,
+        # A task a node. With a GPU Slurm makes it so by itself, and the executor would take this for tasks a GPU.
+        "tasks": nodes if nodes > 1 and not on_gpu else None,
     }
     return {
         "mem_mb": lambda wildcards, attempt: mem_mb * 2 ** (attempt - 1),

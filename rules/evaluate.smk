@@ -21,7 +21,11 @@ rule evaluate_backend:
         LOGS / "benchmarks/evaluate/{backend}.tsv"
     threads: 1
     resources:
-        **grows(mem_mb=3000, runtime_min=60),
+        **grows(
+            mem_mb=3000 + LANGUAGE_MODEL_MB,
+            runtime_min=60,
+            gpus=int(LANGUAGE_MODEL),
+        ),
     params:
         figures=FIGURES,
         seed=config["seed"],

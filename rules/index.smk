@@ -14,13 +14,23 @@ rule index_backend:
         LOGS / "benchmarks/index/{backend}.tsv"
     threads: 1
     resources:
-        **grows(mem_mb=2000, runtime_min=60),
+        **grows(
+            mem_mb=2000 + LANGUAGE_MODEL_MB,
+            runtime_min=60,
+            gpus=int(LANGUAGE_MODEL),
+        ),
     params:
         kind=(
             config["retrieval"]["pooled"]["index"]
             if INTERACTION == "pooled"
             else "auto"
         ),
+        background_words=(
+            config["retrieval"]["alignment"]["background_words"]
+            if INTERACTION == "alignment"
+            else 0
+        ),
+        language=config["corpus"]["language"],
         max_rejected_fraction=config["max_rejected_fraction"],
     message:
         "Indexing the glossary with {wildcards.backend}"

@@ -8,11 +8,14 @@ if ROUNDS and INTERACTION != "pooled":
         "retrieval.pooled.hard_negatives has a pooled retriever to train; set its mode to skip, or "
         "retrieval.interaction to pooled"
     )
-# What shapes the model: neither how it is indexed, nor how many rounds came before.
+# What shapes the model: neither how it is indexed, nor how many rounds came before, nor towers that it does not have.
+UNREAD = {"index", "hard_negatives", "background_words"} | (
+    {"embedding_dim", "audio_head", "text_tower"} if LANGUAGE_MODEL else {"qwen2_audio"}
+)
 TRAINED_WITH = {
     name: value
     for name, value in config["retrieval"][INTERACTION].items()
-    if name not in ("index", "hard_negatives")
+    if name not in UNREAD
 }
 
 
@@ -66,9 +69,10 @@ rule train_backend:
     threads: config["train"]["threads"] * config["train"]["processes"]
     resources:
         **grows(
-            mem_mb=2000 + 1500 * config["train"]["processes"],
+            mem_mb=2000 + (1500 + LANGUAGE_MODEL_MB) * config["train"]["processes"],
             runtime_min=240,
             gpus=config["train"]["processes"],
+            nodes=config["train"]["nodes"],
         ),
     params:
         encoder=lambda wildcards: ENCODER[wildcards.backend],
@@ -136,7 +140,11 @@ if ROUNDS:
             LOGS / "benchmarks/mine/{backend}.{round}.tsv"
         threads: 1
         resources:
-            **grows(mem_mb=2000, runtime_min=60),
+            **grows(
+                mem_mb=2000 + LANGUAGE_MODEL_MB,
+                runtime_min=60,
+                gpus=int(LANGUAGE_MODEL),
+            ),
         params:
             k=MINING["k"],
             pronunciation=MINING["pronunciation"],

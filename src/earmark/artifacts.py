@@ -118,6 +118,13 @@ TERMS = pa.schema(
         ("units", pa.list_(pa.int16())),  # how the surface is said, where the retriever aligns; else null
     ]
 )
+BACKGROUND = pa.schema(
+    [
+        ("word", pa.string()),
+        ("share", pa.float64()),  # of running text
+        ("units", pa.list_(pa.int16())),  # a way to say it
+    ]
+)
 ANSWERS = pa.schema(
     [
         ("chunk_id", pa.string()),

@@ -259,6 +259,25 @@ def test_a_file_that_is_no_faiss_index_is_refused(models, tmp_path, monkeypatch)
         load_index(output, load_retriever(models["pooled"]))
 
 
+def test_an_index_keeps_the_words_that_its_terms_are_weighed_against(models, tmp_path):
+    output, model = build(models["alignment"], tmp_path / "plain", TERMS, ALIASES), models["alignment"]
+    build_index(
+        model, tmp_path / "glossary.json", tmp_path / "alt2main.json", tmp_path / "index",
+        kind="flat", threads=1, max_rejected_fraction=0.0, background_count=300, language="en",
+    )  # fmt: skip
+    index = load_index(tmp_path / "index", load_retriever(model))
+    assert index.background is not None and len(set(index.background.words)) == 300
+    heard = heard_by(model)
+    before = index.scores(heard, 10)
+    assert not np.allclose(before, load_index(output, load_retriever(model)).scores(heard, 10))
+    assert add_surfaces(tmp_path / "index", model, {"milan": "milan"}) == []
+    grown = load_index(tmp_path / "index", load_retriever(model))
+    assert list(grown.background.words) == list(index.background.words)
+    after = grown.scores(heard, 10)
+    assert np.allclose(after[:, : before.shape[1]], before)
+    assert np.isfinite(after).all() and after.shape[1] > before.shape[1]
+
+
 def test_a_main_term_that_no_surface_spells_is_not_lost_silently(models, tmp_path):
     """Its alias still finds it."""
     output = build(models["alignment"], tmp_path / "index", ["rome", "2024"], {"twenty twenty four": "2024"}, 0.5)

@@ -32,6 +32,7 @@ RE_RUNS = {
     "train.tensorboard=true": {"report"},
     "retrieval.pooled.index=flat": {"report"},
     "speech_llm.max_new_tokens=32": {"report"},
+    "funasr_nano.max_new_tokens=32": {"report"},
     "corpus.checks.min_peak=0.002": CHECKED,
     "align.max_differing_words=0.1": ALIGNED,
     "align.mfa.beam=20": {"report"},

@@ -10,6 +10,8 @@ with job_log(snakemake.log[0]):
         Path(snakemake.input.alt2main),
         Path(snakemake.output[0]),
         kind=snakemake.params.kind,
+        background_count=snakemake.params.background_words,
+        language=snakemake.params.language,
         max_rejected_fraction=snakemake.params.max_rejected_fraction,
         threads=snakemake.threads,
     )

@@ -45,7 +45,7 @@ def evaluate_retriever(
         kept = {split: _usable(group, frames, splits, split) for split, group in rows.items()}
 
         def way(larger: Mapping[str, str]) -> Scorer:
-            found = built if larger == surfaces else index_surfaces(retriever, larger)[0]
+            found = built if larger == surfaces else index_surfaces(retriever, larger, background=built.background)[0]
             return Scorer(found.main_terms, lambda batch: _scores(retriever, frames, found, candidates, batch))
 
         left_out = {split: len(rows[split]) - len(group) for split, group in kept.items()}

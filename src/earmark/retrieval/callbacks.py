@@ -1,20 +1,22 @@
-"""What the trainer does besides training: keep the best epoch, and make epochs that one can resume between."""
+"""What the trainer does besides training: keep the best epoch, and begin each epoch where it was left."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from earmark.retrieval.checkpoints import trained_weights
 from earmark.retrieval.dev_evaluator import LOSS, MRR, RECALL
+from earmark.retrieval.drawn_batches import DrawnBatches
 from earmark.retrieval.processes import Processes
 
 _PRINTED_STEPS = 50
@@ -63,7 +65,8 @@ class BestEpoch(TrainerCallback):
         """Take over what `save` wrote."""
         with safe_open(path, framework="pt") as file:
             kept = json.loads(file.metadata()["best_epoch"])
-        self.best, self.epoch, self._waited = tuple(kept["best"]), kept["epoch"], kept["waited"]
+        self.best = tuple(kept["best"]) if kept["best"] else None  # none before the end of the first
+        self.epoch, self._waited = kept["epoch"], kept["waited"]
         self._weights = load_file(path)
 
     def restore(self) -> None:
@@ -73,31 +76,30 @@ class BestEpoch(TrainerCallback):
             parameters[name].copy_(weight)
 
 
-class Batches(Protocol):
-    """What `WholeEpochs` needs of the batches."""
+class Epochs(TrainerCallback):
+    """Lets nothing but weights and the trainer's own state pass from epoch to epoch; ends each with a line of losses.
 
-    def start_epoch(self, epoch: int) -> None: ...
-
-
-class WholeEpochs(TrainerCallback):
-    """Lets nothing but weights and the trainer's own state pass from epoch to epoch.
-
-    So a training that resumes between two epochs sees the same batches and logs the same losses as one that never
-    stopped.
+    So a training that resumes sees the same batches as one that never stopped.
     """
 
-    def __init__(self, batches: Batches):
+    def __init__(self, batches: DrawnBatches):
         self.batches = batches
 
     def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: DataLoader | None = None,
+        **kwargs: Any,
     ) -> None:
-        self.batches.start_epoch(round(state.epoch or 0.0))
+        assert train_dataloader is not None
+        self.batches.start_epoch(*divmod(state.global_step, len(train_dataloader)))
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        control.should_log = True  # checkpoints do not hold the losses since the last line
+        control.should_log = True
 
 
 class LossWeights(TrainerCallback):

@@ -22,15 +22,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import earmark
+from earmark.mid_epoch import state_files
 
 log = logging.getLogger(__name__)
 
 WEIGHTS = "trained.safetensors"
 BEST_EPOCH = "best_epoch.safetensors"
+BATCHES = "batches.json"  # the state of what batches are drawn with, within an epoch
 STATE = "trainer_state.json"
-# All that is needed to go on, beside the processes' random states. The trainer writes the state last, and a JSON object
-# that breaks off is none.
-_FILES = (WEIGHTS, BEST_EPOCH, "optimizer.pt", "scheduler.pt", STATE)
+# All that is needed to go on, beside the processes' random states and losses. The trainer writes the state last, and a
+# JSON object that breaks off is none.
+_FILES = (WEIGHTS, BEST_EPOCH, BATCHES, "optimizer.pt", "scheduler.pt", STATE)
 _LIBRARIES = ("torch", "transformers", "sentence-transformers", "accelerate", "numpy")
 
 
@@ -91,8 +93,8 @@ def _step(checkpoint: Path) -> int:
 
 
 def _is_whole(checkpoint: Path, processes: int) -> bool:
-    random_states = [f"rng_state_{rank}.pth" for rank in range(processes)] if processes > 1 else ["rng_state.pth"]
-    if not all((checkpoint / name).is_file() for name in (*_FILES, *random_states)):
+    of_processes = [*state_files("rng_state", processes), *state_files("losses", processes)]
+    if not all((checkpoint / name).is_file() for name in (*_FILES, *of_processes)):
         return False
     try:
         json.loads((checkpoint / STATE).read_text(encoding="utf-8"))

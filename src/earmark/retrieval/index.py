@@ -15,11 +15,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from earmark.artifacts import TERMS, RejectedRows, atomic_folder, read_table, write_table
+from earmark.artifacts import BACKGROUND, TERMS, RejectedRows, atomic_folder, read_table, write_table
 from earmark.errors import InputError
 from earmark.retrieval.alignment_index import AlignmentIndex
+from earmark.retrieval.background import Background, background_words
 from earmark.retrieval.model import TermRetriever, embed_surfaces, load_retriever
 from earmark.retrieval.pooled_index import PooledIndex
+from earmark.retrieval.qwen2_text_tower import Qwen2TextTower
 from earmark.retrieval.split_rows import read_surfaces
 from earmark.retrieval.term_units import TermUnits
 
@@ -38,6 +40,11 @@ class TermIndex:
     main_terms: tuple[str, ...]
     rows: AlignmentIndex | PooledIndex
 
+    @property
+    def background(self) -> Background | None:
+        """The words that terms are weighed against, where there are any."""
+        return self.rows.background if isinstance(self.rows, AlignmentIndex) else None
+
     def scores(self, heard: Mapping[str, Any], candidates: int) -> np.ndarray:
         """scores[B, rows] of heard chunks (`model.hear`); -inf for rows that are not among a chunk's `candidates`."""
         found, values = self.rows.search(heard, candidates)
@@ -48,25 +55,28 @@ class TermIndex:
 
 
 def index_surfaces(
-    model: TermRetriever, surfaces: Mapping[str, str], kind: str = "auto"
+    model: TermRetriever, surfaces: Mapping[str, str], kind: str = "auto", background: Background | None = None
 ) -> tuple[TermIndex, list[str]]:
     """The index of surfaces (surface -> main term), and those that have no spelling. InputError if none has one.
 
-    `kind` is FAISS's, for a pooled retriever: see `pooled_index`.
+    `kind` is FAISS's, for a pooled retriever: see `pooled_index`. `background`: of one that aligns.
     """
     units = model.term_units
     if units is None:
         return TermIndex(tuple(surfaces), tuple(surfaces.values()), PooledIndex.of(_vectors(model, surfaces), kind)), []
-    index, unspelled = _aligned(units, surfaces)
+    index, unspelled = _aligned(units, surfaces, background)
     if not index.surfaces:
         raise InputError("none of the surfaces can be pronounced; add their words to align.embedded.lexicon")
     return index, unspelled
 
 
-def _aligned(units: TermUnits, surfaces: Mapping[str, str]) -> tuple[TermIndex, list[str]]:
+def _aligned(
+    units: TermUnits, surfaces: Mapping[str, str], background: Background | None
+) -> tuple[TermIndex, list[str]]:
     spelled = {surface: units.spellings(surface) for surface in surfaces}
     names = tuple(surface for surface, spellings in spelled.items() for _ in spellings)
-    rows = AlignmentIndex([ids for spellings in spelled.values() for ids in spellings], len(units.inventory))
+    ids = [ids for spellings in spelled.values() for ids in spellings]
+    rows = AlignmentIndex(ids, len(units.inventory), background)
     unspelled = [surface for surface, spellings in spelled.items() if not spellings]
     return TermIndex(names, tuple(surfaces[name] for name in names), rows), unspelled
 
@@ -80,18 +90,23 @@ def build_index(
     kind: str,
     threads: int,
     max_rejected_fraction: float,
+    background_count: int = 0,
+    language: str = "en",
 ) -> None:
     """Write the index of every main term and alias as the folder `output`, which appears when whole.
 
     terms.parquet (TERMS), a row for each surface and, where the interaction is alignment, each of its spellings; for a
-    pooled retriever also terms.faiss, row for row. Rejected: unpronounceable surfaces. InputError if `model` holds no
-    retriever or the glossary is not usable.
+    pooled retriever also terms.faiss, row for row. Where the interaction is alignment, background.parquet (BACKGROUND)
+    holds the `background_count` most frequent words of `language`, which terms are weighed against. Rejected:
+    unpronounceable surfaces. InputError if `model` holds no retriever or the glossary is not usable.
     """
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
     surfaces = read_surfaces(glossary, alt2main)
     retriever = load_retriever(model)
-    index, unspelled = index_surfaces(retriever, surfaces, kind)
+    units = retriever.term_units
+    background = background_words(units, language, background_count) if units is not None else None
+    index, unspelled = index_surfaces(retriever, surfaces, kind, background)
     rejected = RejectedRows("surfaces", max_rejected_fraction)
     rejected.input, rejected.kept = len(surfaces), len(surfaces) - len(unspelled)
     for surface in unspelled:
@@ -120,16 +135,17 @@ def add_surfaces(folder: Path, model: Path, surfaces: Mapping[str, str]) -> list
         grown = TermIndex((*index.surfaces, *new), (*index.main_terms, *new.values()), index.rows)
     else:
         assert retriever.term_units is not None
-        added, unspelled = _aligned(retriever.term_units, new)
+        added, unspelled = _aligned(retriever.term_units, new, index.background)
         assert isinstance(added.rows, AlignmentIndex)
-        rows = AlignmentIndex([*index.rows.spellings, *added.rows.spellings], index.rows.inventory_size)
+        spellings = [*index.rows.spellings, *added.rows.spellings]
+        rows = AlignmentIndex(spellings, index.rows.inventory_size, index.background)
         grown = TermIndex((*index.surfaces, *added.surfaces), (*index.main_terms, *added.main_terms), rows)
     write_index(grown, folder, retriever)
     return unspelled
 
 
 def write_index(index: TermIndex, folder: Path, model: TermRetriever) -> None:
-    """Put the index in the place of `folder`: terms.parquet, and terms.faiss, whose checksum the table holds.
+    """Put the index in the place of `folder`: terms.parquet, its background, and terms.faiss, whose checksum is there.
 
     The table also names the model's text route by a digest: another one spells or embeds terms otherwise.
     """
@@ -146,6 +162,10 @@ def write_index(index: TermIndex, folder: Path, model: TermRetriever) -> None:
             [pa.array(column, field.type) for column, field in zip(columns, TERMS, strict=True)], schema=TERMS
         )
         write_table(scratch / "terms.parquet", table.replace_schema_metadata(metadata))
+        if (words := index.background) is not None:
+            arrays = [words.words, words.shares, words.spellings]
+            background = [pa.array(column, field.type) for column, field in zip(arrays, BACKGROUND, strict=True)]
+            write_table(scratch / "background.parquet", pa.Table.from_arrays(background, schema=BACKGROUND))
 
 
 def load_index(folder: Path, model: TermRetriever) -> TermIndex:
@@ -161,7 +181,7 @@ def load_index(folder: Path, model: TermRetriever) -> TermIndex:
         )
     surfaces, main_terms = tuple(table["surface"].to_pylist()), tuple(table["main_term"].to_pylist())
     if model.term_units is not None:
-        rows = AlignmentIndex(table["units"].to_pylist(), len(model.term_units.inventory))
+        rows = AlignmentIndex(table["units"].to_pylist(), len(model.term_units.inventory), _read_background(folder))
         return TermIndex(surfaces, main_terms, rows)
     path = folder / "terms.faiss"
     if not path.is_file() or metadata.get(_CHECKSUM_KEY) != _checksum(path):
@@ -170,6 +190,13 @@ def load_index(folder: Path, model: TermRetriever) -> TermIndex:
         return TermIndex(surfaces, main_terms, PooledIndex(faiss.read_index(str(path))))
     except RuntimeError:
         raise InputError(f"{path}: not a FAISS index; {_AGAIN}") from None
+
+
+def _read_background(folder: Path) -> Background | None:
+    if not (folder / "background.parquet").is_file():
+        return None
+    table = read_table(folder / "background.parquet")
+    return Background(*(table[column].to_pylist() for column in BACKGROUND.names))
 
 
 _AGAIN = "run the index stage again"
@@ -195,7 +222,11 @@ def _text_route(model: TermRetriever) -> bytes:
     """A digest of what makes rows of surfaces: how they are spelled, or the weights that embed them."""
     router: Any = model[0]
     route = router.sub_modules["text"][0]
-    digest = hashlib.sha256(json.dumps(route.get_config_dict(), sort_keys=True).encode())
-    for name, weight in sorted(route.state_dict().items()):
+    configs, weights = [route.get_config_dict()], dict(route.state_dict())
+    if isinstance(route, Qwen2TextTower):  # its language model stands elsewhere; the base is known by its digest
+        configs.append({**route.owner.get_config_dict(), "source": "", "save_base": False})  # wherever that is
+        weights.update(route.owner.trained_weights())
+    digest = hashlib.sha256(b"".join(json.dumps(config, sort_keys=True).encode() for config in configs))
+    for name, weight in sorted(weights.items()):
         digest.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest().encode()

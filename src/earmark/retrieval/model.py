@@ -6,6 +6,12 @@
       text:  TermUnits                                     text:  SpellingTower
                                                          Normalize
 
+    pooled, with Qwen2-Audio's language model, which both routes go through
+    Router
+      audio: Qwen2AudioTowerFrames -> Qwen2LanguageModel -> MeanProjection
+      text:  Qwen2TextTower
+    Normalize
+
 >>> model = TermRetriever("data/demo/models/retriever")
 >>> model.score([samples], ["new york", "newark"])  # float32 mono at 16 kHz: scores[1, 2], higher is likelier
 """
@@ -29,6 +35,9 @@ from earmark.errors import InputError
 from earmark.retrieval.audio_head import AudioHead
 from earmark.retrieval.encoders import FrozenEncoder
 from earmark.retrieval.qwen2_audio_frames import Qwen2AudioTowerFrames
+from earmark.retrieval.qwen2_language_model import MeanProjection, Qwen2LanguageModel
+from earmark.retrieval.qwen2_text_tower import Qwen2TextTower
+from earmark.retrieval.sub_batches import embed_in_sub_batches
 from earmark.retrieval.term_alignment import alignment_scores, emissions
 from earmark.retrieval.term_units import TermUnits, pad_units
 from earmark.retrieval.text_tower import SpellingTower
@@ -36,7 +45,10 @@ from earmark.retrieval.unit_head import UnitHead
 from earmark.retrieval.unit_ngrams import UnitNgrams
 from earmark.retrieval.whisper_frames import WhisperFrames
 
-_MODULES = (WhisperFrames, Qwen2AudioTowerFrames, AudioHead, SpellingTower, UnitHead, UnitNgrams, TermUnits)
+_MODULES = (
+    WhisperFrames, Qwen2AudioTowerFrames, AudioHead, SpellingTower, UnitHead, UnitNgrams, TermUnits, Qwen2LanguageModel,
+    MeanProjection, Qwen2TextTower,
+)  # fmt: skip
 
 
 class TermRetriever(SentenceTransformer):
@@ -51,6 +63,14 @@ class TermRetriever(SentenceTransformer):
     _module_classes: Mapping[str, type[nn.Module]] = MappingProxyType(
         {f"{module.__module__}.{module.__name__}": module for module in _MODULES}
     )
+
+    sub_batch_size: int | None = None  # of a training that asks for it, where terms and audio are pooled
+
+    def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """As any `SentenceTransformer`; where it trains with a `sub_batch_size`, see `sub_batches`."""
+        if self.sub_batch_size is None or not torch.is_grad_enabled():
+            return super().forward(input, **kwargs)
+        return embed_in_sub_batches(super().forward, input, self.sub_batch_size)
 
     @property
     def term_units(self) -> TermUnits | None:
@@ -88,8 +108,21 @@ def load_retriever(folder: Path) -> TermRetriever:
 
 def pooled_retriever(encoder: FrozenEncoder, head: AudioHead, tower: SpellingTower) -> TermRetriever:
     """An untrained retriever that compares one vector of a chunk with one of a term."""
-    router = _router([encoder, head], tower)
-    return TermRetriever(modules=[router, Normalize()], similarity_fn_name="dot")
+    return _pooled([encoder, head], tower)
+
+
+def language_model_retriever(
+    encoder: Qwen2AudioTowerFrames,
+    language_model: Qwen2LanguageModel,
+    projection: MeanProjection,
+    tower: Qwen2TextTower,
+) -> TermRetriever:
+    """The same, both vectors from the language model that is behind the encoder. (`tower` shares `language_model`.)"""
+    return _pooled([encoder, language_model, projection], tower)
+
+
+def _pooled(audio: list[Module], text: Module) -> TermRetriever:
+    return TermRetriever(modules=[_router(audio, text), Normalize()], similarity_fn_name="dot")
 
 
 def alignment_retriever(encoder: FrozenEncoder, head: UnitHead, units: TermUnits) -> TermRetriever:

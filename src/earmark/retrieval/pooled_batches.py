@@ -10,6 +10,7 @@ import torch
 from earmark.retrieval.augmentation import FrameAugmentation
 from earmark.retrieval.chunk_batches import ChunkBatches
 from earmark.retrieval.chunk_frames import ChunkFrames
+from earmark.retrieval.qwen2_text_tower import Qwen2TextTower
 from earmark.retrieval.split_rows import SplitRow
 from earmark.retrieval.term_targets import choose_surfaces, heard_surfaces, term_targets
 from earmark.retrieval.text_tower import SpellingTower
@@ -48,7 +49,7 @@ class PooledBatches(ChunkBatches):
         rows: Sequence[SplitRow],
         frames: ChunkFrames,
         surfaces: dict[str, str],
-        tower: SpellingTower,
+        tower: SpellingTower | Qwen2TextTower,
         augmentation: FrameAugmentation,
         *,
         max_surfaces: int,

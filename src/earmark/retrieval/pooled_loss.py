@@ -58,10 +58,14 @@ class PooledLoss(nn.Module):
         labels: dict[str, torch.Tensor],
         processes: Processes,
     ) -> dict[str, torch.Tensor]:
-        """The loss of `model`, whose audio route each of `processes` runs on its share of the chunks."""
+        """The loss of `model`, whose routes each of `processes` runs on its share of the chunks and of the texts."""
         heard, *texts = features
         audio = processes.gathered(model(processes.share(heard))["sentence_embedding"], len(labels["terms"]))
-        surfaces, phrases, *negatives = (model(text)["sentence_embedding"] for text in texts)
+        targets_of_texts = (labels[name] for name in ("terms", "phrases", "against") if name in labels)  # [B, texts]
+        surfaces, phrases, *negatives = (
+            processes.gathered(model(processes.share(text))["sentence_embedding"], about.shape[1])
+            for text, about in zip(texts, targets_of_texts, strict=True)
+        )
         scores, targets = audio @ surfaces.T, labels["terms"]
         parts = {
             "term_loss": self.term_weight * self.term_loss(scores, targets),

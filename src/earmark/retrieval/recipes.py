@@ -1,13 +1,14 @@
-"""The two kinds of retriever: what each is made of, what it is fed, and what it is trained for."""
+"""The kinds of retriever: what each is made of, what it is fed, and what it is trained for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from torch import nn
 
+from earmark.errors import ConfigError
 from earmark.pronunciations import Phonemes
 from earmark.retrieval.alignment_batches import AlignmentBatches
 from earmark.retrieval.alignment_loss import AlignmentLoss
@@ -15,9 +16,12 @@ from earmark.retrieval.audio_head import AudioHead
 from earmark.retrieval.augmentation import FrameAugmentation
 from earmark.retrieval.chunk_frames import ChunkFrames
 from earmark.retrieval.encoders import FrozenEncoder
-from earmark.retrieval.model import TermRetriever, alignment_retriever, pooled_retriever
+from earmark.retrieval.model import TermRetriever, alignment_retriever, language_model_retriever, pooled_retriever
 from earmark.retrieval.pooled_batches import PooledBatches
 from earmark.retrieval.pooled_loss import Margin, PooledLoss
+from earmark.retrieval.qwen2_audio_frames import Qwen2AudioTowerFrames
+from earmark.retrieval.qwen2_language_model import MeanProjection, Qwen2LanguageModel
+from earmark.retrieval.qwen2_text_tower import Qwen2TextTower
 from earmark.retrieval.split_rows import SplitRow
 from earmark.retrieval.term_units import TermUnits
 from earmark.retrieval.text_tower import SpellingTower
@@ -33,11 +37,16 @@ class Material:
     surfaces: dict[str, str]
     augmentation: FrameAugmentation
     seed: int
+    source: str = ""  # what the frozen encoder was loaded from
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A retriever ready to be trained: its `parts` by name, of which `trained` are, and all that the trainer needs."""
+    """A retriever ready to be trained: its `parts` by name, of which `trained` are, and all that the trainer needs.
+
+    Of the parts in `partly`, the parameters named there train. `heads` is a pattern of the names of those that learn
+    faster (`Schedule.head_lr_factor`); by default the audio route behind its encoder.
+    """
 
     model: TermRetriever
     parts: dict[str, nn.Module]
@@ -45,6 +54,8 @@ class Plan:
     batches: AlignmentBatches | PooledBatches
     loss: AlignmentLoss | PooledLoss
     candidates: int
+    partly: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    heads: str = r"\.sub_modules\.audio\.[1-9]"
 
 
 class Recipe(Protocol):
@@ -107,6 +118,14 @@ class PooledRecipe:
         head = AudioHead(material.frames.dim, embedding_dim=self.embedding_dim, **self.head)
         tower = SpellingTower(embedding_dim=self.embedding_dim, **self.tower)
         model = pooled_retriever(encoder, head, tower)
+        parts: dict[str, nn.Module] = {"encoder": encoder, "audio_head": head, "text_tower": tower}
+        batches, loss = self.objective(model, tower, material)
+        return Plan(model, parts, {"audio_head", "text_tower"}, batches, loss, self.candidates)
+
+    def objective(
+        self, model: TermRetriever, tower: SpellingTower | Qwen2TextTower, material: Material
+    ) -> tuple[PooledBatches, PooledLoss]:
+        """What the model is fed, and its loss."""
         batches = PooledBatches(
             material.rows, material.frames, material.surfaces, tower, material.augmentation,
             max_surfaces=self.max_surfaces, max_phrases=self.max_phrases, longest_phrase=self.longest_phrase,
@@ -114,25 +133,64 @@ class PooledRecipe:
         )  # fmt: skip
         hard_negative = self.hard_negative if self.hard_negatives is not None else None
         loss = PooledLoss(model, self.term_weight, self.text_weight, self.temperature, self.no_term, hard_negative)
-        parts: dict[str, nn.Module] = {"encoder": encoder, "audio_head": head, "text_tower": tower}
-        return Plan(model, parts, {"audio_head", "text_tower"}, batches, loss, self.candidates)
+        return batches, loss
+
+
+@dataclass(frozen=True)
+class Qwen2AudioRecipe(PooledRecipe):
+    """`PooledRecipe` with other towers: both go through Qwen2-Audio's language model.
+
+    See `Qwen2LanguageModel` (`head`: how it trains) and `Qwen2TextTower` (`tower`: its prompt). ConfigError if the
+    encoder is not Qwen2-Audio's.
+    """
+
+    def __call__(self, encoder: FrozenEncoder, material: Material) -> Plan:
+        if not isinstance(encoder, Qwen2AudioTowerFrames):
+            raise ConfigError(
+                f"retrieval.pooled.towers is qwen2_audio, but retrieval.encoder is {encoder.name}; "
+                "give it a Qwen2-Audio, or set towers to spelling"
+            )
+        language_model = Qwen2LanguageModel(material.source, material.seed, **self.head)
+        projection = MeanProjection(language_model.hidden_dim, self.embedding_dim)
+        tower = Qwen2TextTower.of(language_model, self.embedding_dim, **self.tower)
+        model = language_model_retriever(encoder, language_model, projection, tower)
+        parts: dict[str, nn.Module] = {
+            "encoder": encoder,
+            "projector": language_model.base.multi_modal_projector,
+            "language_model": language_model.base.language_model,
+            "audio_projection": projection,
+            "text_projection": tower,
+        }
+        adapted = [name.removeprefix("language_model.") for name in language_model.trained]
+        batches, loss = self.objective(model, tower, material)
+        return Plan(
+            model, parts, {"audio_projection", "text_projection"}, batches, loss, self.candidates,
+            partly={"language_model": adapted}, heads=r"\.sub_modules\.(?:audio\.2|text\.0)\.",
+        )  # fmt: skip
+
+
+_KINDS: dict[str, type[AlignmentRecipe | PooledRecipe]] = {
+    "alignment": AlignmentRecipe,
+    "pooled": PooledRecipe,
+    "qwen2_audio": Qwen2AudioRecipe,
+}
 
 
 def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
     """A recipe of this module as plain values, for another process to read."""
     assert isinstance(recipe, AlignmentRecipe | PooledRecipe)
-    kind = "alignment" if isinstance(recipe, AlignmentRecipe) else "pooled"
-    return {"interaction": kind, **asdict(recipe)}
+    (kind,) = (name for name, kind in _KINDS.items() if type(recipe) is kind)
+    return {"kind": kind, **asdict(recipe)}
 
 
 def recipe_from_json(values: Mapping[str, Any]) -> Recipe:
     """The recipe of `recipe_as_json`."""
     fields = dict(values)
-    if fields.pop("interaction") == "alignment":
-        return AlignmentRecipe(**fields)
-    for name in ("no_term", "hard_negative"):
-        fields[name] = Margin(**fields[name]) if fields[name] else None
-    return PooledRecipe(**fields)
+    kind = _KINDS[fields.pop("kind")]
+    if kind is not AlignmentRecipe:
+        for name in ("no_term", "hard_negative"):
+            fields[name] = Margin(**fields[name]) if fields[name] else None
+    return kind(**fields)
 
 
 def recipe_of(
@@ -145,15 +203,22 @@ def recipe_of(
     """The recipe of an `interaction`, alignment or pooled, from its section of the configuration.
 
     That is without what trains nothing, `index` and `hard_negatives`. `hard_negatives` here (see `hard_negatives`): of
-    a pooled retriever, from a round before; `max_negatives` of them a chunk and step.
+    a pooled retriever, from a round before; `max_negatives` of them a chunk and step. Of a pooled retriever's `towers`,
+    the sections of those that are not chosen may be there or not.
     """
     settings = dict(settings)
     objective = dict(settings.pop("objective"))
     if interaction == "alignment":
         return AlignmentRecipe(lexicon=lexicon, **settings, **objective)
-    return PooledRecipe(
-        head=settings.pop("audio_head"),
-        tower=settings.pop("text_tower"),
+    kind, head, tower = PooledRecipe, settings.pop("audio_head", None), settings.pop("text_tower", None)
+    qwen2_audio = settings.pop("qwen2_audio", None)
+    if settings.pop("towers") == "qwen2_audio":
+        kind, head = Qwen2AudioRecipe, dict(qwen2_audio)
+        head["prompt"], tower = head.pop("audio_prompt"), {"prompt": head.pop("text_prompt")}
+        settings["embedding_dim"] = head.pop("embedding_dim")
+    return kind(
+        head=head,
+        tower=tower,
         max_negatives=max_negatives,
         no_term=Margin(objective.pop("no_term_margin"), objective.pop("no_term_weight")),
         hard_negative=Margin(objective.pop("hard_negative_margin"), objective.pop("hard_negative_weight")),

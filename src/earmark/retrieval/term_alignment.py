@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import torch
 
+from earmark.retrieval.surroundings import Surroundings
+
 UNIT_BONUS = 2.5
 FLOOR = 0.003  # probability below which a unit is as good as absent: bounds what one bad frame can cost
 _NEVER = -1e4
@@ -29,13 +31,20 @@ def emissions(log_probs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     return short.masked_fill(~real[:, :, None], _NEVER)
 
 
-def alignment_scores(emitted: torch.Tensor, units: torch.Tensor, unit_counts: torch.Tensor) -> torch.Tensor:
+def alignment_scores(
+    emitted: torch.Tensor,
+    units: torch.Tensor,
+    unit_counts: torch.Tensor,
+    around: Surroundings | None = None,
+) -> torch.Tensor:
     """scores[B, N] of terms in chunks, from emitted[B, T, U] (`emissions`; unit 0 is the blank).
 
     units[N, L] are the same terms for all chunks, units[B, N, L] each chunk's own; unit_counts[N] or [B, N] say how
     many of a row count. Between and within its units a path may rest on the blank or stay on the unit. Differentiable:
-    gradients follow the best path.
+    gradients follow the best path. With `around`, a score is by how much the chunk is explained better with the term
+    than without, and no bonus is earned.
     """
+    bonus = UNIT_BONUS if around is None else 0.0
     chunks = len(emitted)
     units = units.expand(chunks, *units.shape[-2:])
     counts = unit_counts.expand(chunks, units.shape[1])
@@ -43,36 +52,48 @@ def alignment_scores(emitted: torch.Tensor, units: torch.Tensor, unit_counts: to
     reached = emitted.new_full(units.shape, _NEVER)  # the best path that ends in each unit, here
     best = reached
     entry = emitted.new_zeros(*units.shape[:2], 1)  # a term may begin anywhere
-    for frame in emitted.unbind(dim=1):
+    for number, frame in enumerate(emitted.unbind(dim=1)):
         here = frame.gather(1, flat).view(units.shape)
         blank = frame[:, 0, None, None]
+        if around is not None:
+            entry = around.before[:, number, None, None].expand_as(entry)
         before = torch.cat([entry, reached[..., :-1]], dim=-1)
-        reached = torch.maximum(reached + torch.maximum(here, blank), before + here + UNIT_BONUS)
-        best = torch.maximum(best, reached)
-    return best.gather(-1, (counts - 1)[..., None]).squeeze(-1)
+        reached = torch.maximum(reached + torch.maximum(here, blank), before + here + bonus)
+        best = torch.maximum(best, reached if around is None else reached + around.after[:, number + 1, None, None])
+    scores = best.gather(-1, (counts - 1)[..., None]).squeeze(-1)
+    return scores if around is None else scores - around.whole[:, None]
 
 
-def locate(emitted: torch.Tensor, units: torch.Tensor, unit_counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where each term's best path lies: first[N] and last[N] frame (inclusive), in one chunk's emitted[T, U]."""
+def locate(
+    emitted: torch.Tensor, units: torch.Tensor, unit_counts: torch.Tensor, around: Surroundings | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where each term's best path lies: first[N] and last[N] frame (inclusive), in one chunk's emitted[T, U].
+
+    `around`: of that chunk, with a batch dimension of one.
+    """
+    bonus = UNIT_BONUS if around is None else 0.0
     rows, longest = units.shape
     last_unit = (unit_counts - 1)[:, None]
     reached = emitted.new_full((rows, longest), _NEVER)
     began = torch.zeros(rows, longest, dtype=torch.long)
     entry = emitted.new_zeros(rows, 1)
     best = emitted.new_full((rows,), -torch.inf)
+    entered = torch.zeros(rows, dtype=torch.long)
     first, last = torch.zeros(rows, dtype=torch.long), torch.zeros(rows, dtype=torch.long)
     for number, frame in enumerate(emitted):
         here = frame[units]
+        if around is not None:
+            entry = around.before[:, number, None].expand(rows, 1)
         stay = reached + torch.maximum(here, frame[0])
-        move = torch.cat([entry, reached[:, :-1]], dim=1) + here + UNIT_BONUS
+        move = torch.cat([entry, reached[:, :-1]], dim=1) + here + bonus
         moved_from = torch.cat([torch.full((rows, 1), number), began[:, :-1]], dim=1)
         began = torch.where(move > stay, moved_from, began)
-        # Only a move into the last unit ends a path: the frames on which it stays would make a term look longer.
-        ends = (move > stay).gather(1, last_unit).squeeze(1)
+        # A path ends where it enters the last unit: the frames on which it stays would make a term look longer.
+        entered = torch.where((move > stay).gather(1, last_unit).squeeze(1), number, entered)
         reached = torch.maximum(stay, move)
-        score = reached.gather(1, last_unit).squeeze(1)
-        better = ends & (score > best)
+        score = reached.gather(1, last_unit).squeeze(1) + (0.0 if around is None else around.after[0, number + 1])
+        better = score > best
         best = torch.where(better, score, best)
         first = torch.where(better, began.gather(1, last_unit).squeeze(1), first)
-        last = torch.where(better, number, last)
+        last = torch.where(better, entered, last)
     return first, last

@@ -20,12 +20,17 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from earmark.artifacts import atomic_folder, write_json, write_jsonl
+from earmark.checkpoint_times import CheckpointTimes, job_end
 from earmark.errors import ConfigError, EarmarkError, InputError
+from earmark.files import read_json
+from earmark.mid_epoch import MidEpochTrainer, TimedCheckpoints, TrainingTold
 from earmark.retrieval.audit import audit_modules
 from earmark.retrieval.augmentation import FrameAugmentation
-from earmark.retrieval.callbacks import BestEpoch, LogLines, LossWeights, WholeEpochs
+from earmark.retrieval.callbacks import BestEpoch, Epochs, LogLines, LossWeights
 from earmark.retrieval.checkpoints import (
+    BATCHES,
     BEST_EPOCH,
+    STATE,
     WEIGHTS,
     checkpoint_folder,
     checkpoints_beside,
@@ -36,6 +41,7 @@ from earmark.retrieval.checkpoints import (
 )
 from earmark.retrieval.chunk_frames import cached_frames, rows_with_frames
 from earmark.retrieval.dev_evaluator import LOSS, DevEvaluator, DevLoss
+from earmark.retrieval.drawn_batches import DrawnBatches
 from earmark.retrieval.encoders import load_frozen_encoder
 from earmark.retrieval.processes import Processes
 from earmark.retrieval.recipes import Material, Plan, Recipe
@@ -43,7 +49,6 @@ from earmark.retrieval.split_rows import SplitRow, read_split, read_surfaces
 
 log = logging.getLogger(__name__)
 
-_HEAD = r"\.sub_modules\.audio\.[1-9]"  # names of its parameters; module 0 of the audio route is the frozen encoder
 _TIMINGS = ("_runtime", "_per_second")
 
 
@@ -55,15 +60,16 @@ class Schedule:
     patience: int  # epochs without a better dev score
     batch_size: int  # chunks of a step, of all processes together
     learning_rate: float
-    head_lr_factor: float  # of the head on the audio encoder, beside all else that trains
+    head_lr_factor: float  # of the head on the audio encoder (`Plan.heads`), beside all else that trains
     decay: str  # cosine | plateau: lower whenever the dev loss has not fallen for `plateau_patience` epochs
     warmup_ratio: float  # of all steps; cosine only
     plateau_factor: float
     plateau_patience: int  # epochs
     weight_decay: float
+    sub_batch_size: int | None = None  # chunks, or texts, that are in memory at once; None: all (see `sub_batches`)
 
 
-class RetrieverTrainer(SentenceTransformerTrainer):
+class RetrieverTrainer(MidEpochTrainer, SentenceTransformerTrainer):
     """Takes the batches of a recipe, whose parts but the label are inputs of the model already.
 
     A checkpoint holds what is trained, of the model and of the loss, and the best epoch so far; not the frozen encoder.
@@ -71,14 +77,27 @@ class RetrieverTrainer(SentenceTransformerTrainer):
     """
 
     def __init__(
-        self, plan: Plan, best: BestEpoch, processes: Processes, callbacks: list[TrainerCallback], **settings: Any
+        self,
+        plan: Plan,
+        best: BestEpoch,
+        processes: Processes,
+        times: CheckpointTimes,
+        callbacks: list[TrainerCallback],
+        **settings: Any,
     ):
+        self.batches, self.times = DrawnBatches(plan.batches), times
         super().__init__(
             model=plan.model,
             train_dataset=Dataset.from_dict({"chunk": list(range(len(plan.batches.rows)))}),
-            data_collator=plan.batches,  # type: ignore[arg-type]  # any callable will do
+            data_collator=self.batches,  # type: ignore[arg-type]  # any callable will do
             loss=plan.loss,
-            callbacks=[best, WholeEpochs(plan.batches), LossWeights(plan.loss, processes), *callbacks],
+            callbacks=[
+                best,
+                Epochs(self.batches),
+                LossWeights(plan.loss, processes),
+                TimedCheckpoints(times),
+                *callbacks,
+            ],
             **settings,
         )
         self.remove_callback(PrinterCallback)
@@ -108,18 +127,20 @@ class RetrieverTrainer(SentenceTransformerTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         assert output_dir is not None
+        if not self.processes.first:  # all are asked
+            return
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(self.plan.loss, folder / WEIGHTS)
         self.best.save(folder / BEST_EPOCH)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        self.processes.wait()  # the first writes the trainer's state next, which makes a checkpoint whole
+        assert self._train_dataloader is not None
+        done = self.state.global_step % len(self._train_dataloader)
+        write_json(folder / BATCHES, self.batches.state_before(done) if done else None)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_weights(self.plan.loss, Path(resume_from_checkpoint, WEIGHTS))
         self.best.load(Path(resume_from_checkpoint, BEST_EPOCH))
+        self.batches.resumed = read_json(Path(resume_from_checkpoint, BATCHES))
 
 
 def train_retriever(
@@ -138,16 +159,19 @@ def train_retriever(
     threads: int,
     log_steps: int = 1,
     tensorboard: Path | None = None,
+    checkpoint_minutes: float = 15.0,
 ) -> None:
     """Train on `splits`/train.parquet, choose the epoch on `splits`/dev.parquet, write the model folder `output`.
 
     `features` are the shards that `encode_chunks` wrote with the same `encoder`, `layer` and `seed`; the encoder itself
-    is not run here, but saved with the model, which is then complete. `recipe` is one of `recipes`. Beside the model:
+    is not run here, but saved with the model. `recipe` is one of `recipes`. Beside the model:
     train_metrics.jsonl (each part of the loss every `log_steps` steps, as the mean since the line before, and dev
     scores by epoch) and audit.json (parameters and dtypes by module); with `tensorboard` the same figures also go to
     that folder while training runs. The same seed and threads give the same weights, also where a run was killed in
-    between: the next one goes on after its last whole epoch (see `checkpoints`). Where torchrun started several
-    processes, each calls this; the first writes (see `processes`, and `launch.train_in_processes`, which starts them).
+    between: the next one goes on from its last checkpoint (see `checkpoints`), of which there is one every
+    `checkpoint_minutes`, one shortly before the end of a Slurm job, and one an epoch; with 0 the last kind alone. Where
+    torchrun started several processes, each calls this; the first writes (see `processes`, and
+    `launch.train_in_processes`, which starts them).
 
     EarmarkError if there is nothing to train or choose on, the frames do not fit the encoder, a loss is not finite, or
     a part trains that must not. The folder appears under its name only when whole.
@@ -176,14 +200,20 @@ def train_retriever(
                 "encode the chunks again"
             )
         torch.manual_seed(seed)
-        material = Material(train_rows, frames, surfaces, augmentation, seed)
+        material = Material(train_rows, frames, surfaces, augmentation, seed, encoder)
         plan = recipe(frozen, material)
-        audit = audit_modules(plan.parts, trained=plan.trained)
+        audit = audit_modules(plan.parts, plan.trained, plan.partly)
+        if schedule.sub_batch_size is not None and plan.model.term_units is not None:
+            raise ConfigError(
+                "train.schedule.sub_batch_size is for pooled retrievers (retrieval.interaction: pooled); set it to null"
+            )
+        plan.model.sub_batch_size = schedule.sub_batch_size
         dev_loss = DevLoss(plan, dev_rows, schedule.batch_size)
         if schedule.decay == "plateau" and not dev_loss:
             raise InputError(f"{dev}: no chunk to compute a dev loss on; set train.schedule.decay: cosine")
         evaluator = DevEvaluator(dev_rows, frames, surfaces, plan.candidates, schedule.batch_size, dev_loss)
-        history = _fit(plan, evaluator, schedule, checkpoints, seed, processes, log_steps, watchers)
+        times = CheckpointTimes(checkpoint_minutes, job_end() if processes.first else None)
+        history = _fit(plan, evaluator, schedule, checkpoints, seed, processes, log_steps, watchers, times)
         if scratch is not None:
             write_json(scratch / "audit.json", audit)
             write_jsonl(scratch / "train_metrics.jsonl", _metrics(history))
@@ -234,6 +264,7 @@ def _fit(
     processes: Processes,
     log_steps: int,
     watchers: list[TrainerCallback],
+    times: CheckpointTimes,
 ) -> list[dict[str, float]]:
     """Train the plan's model in place and leave it with the weights of its best epoch; return the trainer's log."""
     arguments = SentenceTransformerTrainingArguments(
@@ -241,7 +272,7 @@ def _fit(
         num_train_epochs=schedule.epochs,
         per_device_train_batch_size=schedule.batch_size,
         learning_rate=schedule.learning_rate,
-        learning_rate_mapping=_learning_rates(schedule),
+        learning_rate_mapping=_learning_rates(plan, schedule),
         weight_decay=schedule.weight_decay,
         **_decay(schedule),
         eval_strategy="epoch",
@@ -263,16 +294,23 @@ def _fit(
     arguments._n_gpu = min(1, arguments.n_gpu)  # where a process sees several, DataParallel would cut batches apart
     arguments.dataloader_drop_last = False  # all processes see the last batch, however small: see `processes`
     best = BestEpoch(plan.model, schedule.patience)
-    trainer = RetrieverTrainer(plan, best, processes, watchers, args=arguments, evaluator=evaluator)
+    trainer = RetrieverTrainer(plan, best, processes, times, watchers, args=arguments, evaluator=evaluator)
     if processes.count > 1:
         torch.manual_seed(seed + processes.rank)  # each drops out at random on its own share
     checkpoint = processes.of_first(lambda: last_checkpoint(checkpoints, processes.count))
     if checkpoint is not None:
-        log.info("a killed training of this configuration goes on from %s", checkpoint)
+        log.info(
+            "a killed training of this configuration goes on from %s, after %.2f epochs",
+            checkpoint,
+            read_json(checkpoint / STATE)["epoch"],
+        )
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        with times.heeding_sigterm():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         if best.best is None or not all(parameter.isfinite().all() for parameter in plan.model.parameters()):
             raise EarmarkError("training ended with weights that are not finite; lower the learning rate")
+    except TrainingTold:
+        raise
     except EarmarkError:
         if processes.first:
             shutil.rmtree(checkpoints)  # whoever went on from them would end here again
@@ -295,11 +333,11 @@ def _decay(schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def _learning_rates(schedule: Schedule) -> dict[str, float]:
+def _learning_rates(plan: Plan, schedule: Schedule) -> dict[str, float]:
     """The learning rates by pattern of the parameters' names, of those that do not have the common one."""
     if schedule.head_lr_factor == 1:
         return {}
-    return {_HEAD: schedule.learning_rate * schedule.head_lr_factor}
+    return {plan.heads: schedule.learning_rate * schedule.head_lr_factor}
 
 
 def _metrics(history: list[dict[str, float]]) -> Iterator[dict[str, float]]:

@@ -6,7 +6,6 @@ starts an agent on each, and the agents meet at a store that the caller keeps.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import shutil
@@ -22,9 +21,9 @@ from pathlib import Path
 import torch
 from torch.distributed import TCPStore
 
+from earmark.child_process import end_with_parent, passing_on_sigterm
 from earmark.errors import ConfigError, EarmarkError
 
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _ERRORS = "EARMARK_ERRORS"  # the folder in which a process that fails says why
 # Snakemake sets all of them to the job's threads, and MKL heeds its own before OpenMP's.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -148,9 +147,10 @@ def _of_the_job(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """A command's exit status. SIGTERM ends torchrun's agent with its processes, and srun passes it on to agents."""
-    running = subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent)
+    running = subprocess.Popen(command, env=environment, preexec_fn=end_with_parent)
     try:
-        return running.wait()
+        with passing_on_sigterm(running):
+            return running.wait()
     except BaseException:
         running.send_signal(signal.SIGTERM)
         try:
@@ -159,8 +159,3 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
             running.kill()
             running.wait()
         raise
-
-
-def _end_with_parent() -> None:
-    """Have Linux tell this process to end when its parent is gone: a job that is killed leaves no training behind."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -91,15 +91,19 @@ def test_auroc_is_that_of_scikit_learn_with_ties():
 
 
 def test_rejection_by_hand():
-    report = rejection(0.5, np.array([0.1, 0.6]), {"all": np.array([0.4, 0.5, 0.9]), "unseen": np.array([])})
+    scores = {"all": np.array([0.4, 0.5, 0.9]), "unseen": np.array([])}
+    report = rejection(0.5, np.array([0.1, 0.6]), scores, asked_false_acceptance=0.5)
     assert (report["false_acceptance"], report["rejected_no_term"]) == (0.5, 0.5)
     assert report["term_chunks"]["all"]["false_rejection"] == pytest.approx(2 / 3)
-    assert report["term_chunks"]["unseen"] == {"n": 0, "false_rejection": None, "auroc": None}
+    assert report["term_chunks"]["all"]["false_rejection_at_asked"] == 0  # above 0.1 lies half of these no-term chunks
+    unseen = report["term_chunks"]["unseen"]
+    assert unseen == {"n": 0, "false_rejection": None, "false_rejection_at_asked": None, "auroc": None}
 
 
 def test_rejection_without_no_term_chunks_makes_no_figures_up():
-    report = rejection(0.5, np.array([]), {"all": np.array([0.4])})
+    report = rejection(0.5, np.array([]), {"all": np.array([0.4])}, 0.05)
     assert report["false_acceptance"] is None
+    assert report["term_chunks"]["all"]["false_rejection_at_asked"] is None
     assert report["term_chunks"]["all"]["auroc"] is None
 
 

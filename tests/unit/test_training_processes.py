@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,13 +43,22 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
-def kill_one(rank: int, checkpoints: Path) -> None:
-    """Kill that one of this process's trainings when the second checkpoint comes: the first is whole then."""
+def kill_one() -> None:
+    for process in psutil.Process().children(recursive=True):
+        if process.environ().get("RANK") == "1":
+            process.kill()
+
+
+def tell_all_to_end() -> None:
+    """As a Slurm job is told, or by hand, where this process alone hears it."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def at_second_checkpoint(checkpoints: Path, ends: Callable[[], None]) -> None:
+    """When the second checkpoint comes, the first is whole."""
     while len(list(checkpoints.glob("*/*/trainer_state.json"))) < 2:
         time.sleep(0.01)
-    for process in psutil.Process().children(recursive=True):
-        if process.environ().get("RANK") == str(rank):
-            process.kill()
+    ends()
 
 
 def lines(model: Path) -> list[dict[str, float]]:
@@ -71,20 +83,35 @@ def test_two_processes_end_with_the_losses_and_the_model_of_one(inputs, tmp_path
             assert torch.allclose(first[name], second[name], atol=2e-4), name
 
 
-def test_a_process_that_is_killed_ends_the_job_and_the_next_goes_on(inputs, tmp_path, capfd):
-    schedule = replace(SETTINGS["schedule"], epochs=8)
-    train_in_processes(2, **training(inputs, tmp_path / "undisturbed", RECIPES["pooled"], schedule=schedule))
-    settings = training(inputs, tmp_path / "killed", RECIPES["pooled"], schedule=schedule)
-    killer = threading.Thread(target=kill_one, args=(1, tmp_path / ".killed.checkpoint"), daemon=True)
-    killer.start()
-    with pytest.raises(EarmarkError, match="one of 2 training processes ended without a word"):
+LONG = replace(SETTINGS["schedule"], epochs=8)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = tmp_path_factory.mktemp("undisturbed") / "model"
+    train_in_processes(2, **training(inputs, model, RECIPES["pooled"], schedule=LONG))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("ends", "says"),
+    [
+        (kill_one, "one of 2 training processes ended without a word"),
+        (tell_all_to_end, "told to end by SIGTERM .* and the training goes on from there"),
+    ],
+)
+def test_processes_that_are_ended_end_the_job_and_the_next_goes_on(inputs, undisturbed, tmp_path, capfd, ends, says):
+    settings = training(inputs, tmp_path / "ended", RECIPES["pooled"], schedule=LONG)
+    watcher = threading.Thread(target=at_second_checkpoint, args=(tmp_path / ".ended.checkpoint", ends), daemon=True)
+    watcher.start()
+    with pytest.raises(EarmarkError, match=says):
         train_in_processes(2, **settings)
-    killer.join(10)
-    assert not (tmp_path / "killed").exists()
+    watcher.join(10)
+    assert not (tmp_path / "ended").exists()
     capfd.readouterr()
     train_in_processes(2, **settings)
     assert "goes on from" in capfd.readouterr().err
-    assert checksums(tmp_path / "killed") == checksums(tmp_path / "undisturbed")
+    assert checksums(tmp_path / "ended") == checksums(undisturbed)
     assert not list(tmp_path.glob(".*"))
 
 

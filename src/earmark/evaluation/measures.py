@@ -99,17 +99,23 @@ def rejection_threshold(no_term_scores: np.ndarray, false_acceptance: float) -> 
     return float(np.sort(no_term_scores)[::-1][min(allowed, len(no_term_scores) - 1)])
 
 
-def rejection(threshold: float, no_term_scores: np.ndarray, term_scores: dict[str, np.ndarray]) -> dict[str, Any]:
+def rejection(
+    threshold: float, no_term_scores: np.ndarray, term_scores: dict[str, np.ndarray], asked_false_acceptance: float
+) -> dict[str, Any]:
     """What rejecting chunks whose best score is not above `threshold` does to no-term chunks and to term chunks.
 
-    `term_scores` are the best scores of each group of term chunks. Figures of an empty group are null.
+    `term_scores` are the best scores of each group of term chunks. `false_rejection_at_asked` is what a threshold that
+    is set on these no-term chunks themselves would give: ways to score compare by it, however well their thresholds
+    carry over from dev. Figures of an empty group are null.
     """
     accepted = float((no_term_scores > threshold).mean()) if len(no_term_scores) else None
+    own = rejection_threshold(no_term_scores, asked_false_acceptance) if len(no_term_scores) else None
     groups = {}
     for name, scores in term_scores.items():
         groups[name] = {
             "n": len(scores),
             "false_rejection": float((scores <= threshold).mean()) if len(scores) else None,
+            "false_rejection_at_asked": None if own is None or not len(scores) else float((scores <= own).mean()),
             "auroc": auroc(scores, no_term_scores),
         }
     return {

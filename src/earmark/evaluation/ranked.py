@@ -166,7 +166,7 @@ def _figures(heard: Sequence[Heard], terms: int, threshold: float | None, settin
     groups = {name: [item for item in heard if item.row.has_term and item.row.seen_term in seen]
               for name, seen in _GROUPS.items()}  # fmt: skip
     retrieval = {name: _recall(group, terms, settings) for name, group in groups.items()}
-    return {"retrieval": retrieval, "rejection": _rejection(heard, groups, threshold)}
+    return {"retrieval": retrieval, "rejection": _rejection(heard, groups, threshold, settings.false_acceptance)}
 
 
 def _recall(heard: Sequence[Heard], terms: int, settings: Settings) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def _threshold(dev: Sequence[Heard], false_acceptance: float) -> float | None:
 
 
 def _rejection(
-    heard: Sequence[Heard], groups: Mapping[str, Sequence[Heard]], threshold: float | None
+    heard: Sequence[Heard], groups: Mapping[str, Sequence[Heard]], threshold: float | None, asked: float
 ) -> dict[str, Any]:
     durations = {
         has_term: np.array([item.row.duration_s for item in heard if item.row.has_term == has_term])
@@ -210,7 +210,7 @@ def _rejection(
         return {"reason": "the dev split has no no-term chunk to set a threshold on", **control}
     no_term = np.array([item.top_scores[0] for item in heard if not item.row.has_term])
     scores = {name: np.array([item.top_scores[0] for item in group]) for name, group in groups.items()}
-    return {**rejection(threshold, no_term, scores), **control}
+    return {**rejection(threshold, no_term, scores, asked), **control}
 
 
 def _calibration(dev: Sequence[Heard], heard: Sequence[Heard]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
@@ -14,13 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from earmark.child_process import end_with_parent
 from earmark.errors import ConfigError, EarmarkError
 
 log = logging.getLogger(__name__)
 
 INSIDE = "earmark.funasr_nano.inside"
 _PACKAGE = Path(__file__).parents[1]
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _LEVEL = re.compile(r"(WARNING|ERROR) (.*)")  # how `inside` marks what is more than information
 _HOW = "make FunASR's environment with `make funasr` (pip) or from envs/funasr.yaml (conda)"
 
@@ -78,7 +77,7 @@ def _follow(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
-        preexec_fn=_end_with_parent,
+        preexec_fn=end_with_parent,
     )
     try:
         assert running.stdout is not None
@@ -104,8 +103,3 @@ def _without_a_word(module: str, status: int, last_line: str, python: Path) -> s
             f"killed often had too little memory. Its last line: {last_line or 'none'}"
         )
     return f"FunASR's {module} ended with status {status} under {python}; its last line: {last_line or 'none'}"
-
-
-def _end_with_parent() -> None:
-    """Have Linux tell this process to end when its parent is gone: a job that is killed leaves no training behind."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

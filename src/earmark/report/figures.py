@@ -125,8 +125,11 @@ def distractors_sentence(count: int, larger: dict[str, Any]) -> str:
     sentence = f"with {count:,} words more in the glossary: R@10 seen {seen}, unseen {unseen}"
     if "reason" in rejection:
         return sentence
-    false_rejection = rejection["term_chunks"]["all"]["false_rejection"]
-    return f"{sentence}; falsely rejected {_shown(false_rejection)}, accepted {_shown(rejection['false_acceptance'])}"
+    terms = rejection["term_chunks"]["all"]
+    return (
+        f"{sentence}; falsely rejected {_shown(terms['false_rejection'])}, accepted "
+        f"{_shown(rejection['false_acceptance'])} (AUROC {_shown(terms['auroc'])})"
+    )
 
 
 def rejection_sentence(metrics: dict[str, Any]) -> str:

@@ -25,15 +25,15 @@ SPECIAL_TOKENS = [
 
 
 def make_model(
-    tokenizer: Qwen2TokenizerFast, hidden_size: int, layers: int, seed: int
+    tokenizer: Qwen2TokenizerFast, hidden_size: int, layers: int, seed: int, tower_dim: int = 48
 ) -> Qwen2AudioForConditionalGeneration:
     """Random weights, as loud as trained ones: of the usual initialisation no output could be sure of a token."""
     torch.manual_seed(seed)
     model = Qwen2AudioForConditionalGeneration(
         Qwen2AudioConfig(
             audio_config={
-                "d_model": 48, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 96,
-                "num_mel_bins": 128,
+                "d_model": tower_dim, "encoder_layers": 2, "encoder_attention_heads": 4,
+                "encoder_ffn_dim": 2 * tower_dim, "num_mel_bins": 128,
             },
             text_config={
                 "model_type": "qwen2", "vocab_size": len(tokenizer), "hidden_size": hidden_size,

@@ -4,14 +4,16 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from earmark.config import check_config
-from earmark.errors import ConfigError
+from earmark.errors import EarmarkError
+from earmark.retrieval.section import check_retrieval
 from earmark.speech_llm.section import backend_flags, check_section
 from earmark.speech_llm.settings import ARCHITECTURES
 
 try:
     check_config(config, Path(workflow.basedir) / "workflow/schemas/config.schema.yaml")
     check_section(config["speech_llm"], config["train"]["backends"])
-except ConfigError as error:
+    check_retrieval(config["retrieval"], config["train"]["schedule"])
+except EarmarkError as error:
     raise WorkflowError(str(error)) from None
 
 DATA = Path(config["data_dir"]) / config["run"]
@@ -42,7 +44,9 @@ INTERACTION = config["retrieval"]["interaction"]
 LANGUAGE_MODEL = (
     INTERACTION == "pooled" and config["retrieval"]["pooled"]["towers"] == "qwen2_audio"
 )
-LANGUAGE_MODEL_MB = 24_000 if LANGUAGE_MODEL else 0
+# Of the 7B model: 17 GB in bfloat16 on its way to a GPU, 34 GB in float32 where it stays on the CPU.
+QWEN2_AUDIO_MB = 24_000 if config["cluster"]["gpu_partition"] else 40_000
+LANGUAGE_MODEL_MB = QWEN2_AUDIO_MB if LANGUAGE_MODEL else 0
 LEXICON = config["align"]["embedded"][
     "lexicon"
 ]  # the aligner's; a retriever spells terms with it
@@ -65,7 +69,7 @@ def sharded(stage):
 def grows(mem_mb, runtime_min, gpus=0, nodes=1):
     """Resources that double with every retry: a job killed for memory or time is asked for again with more.
 
-    All of them are a node's, for each of `nodes`.
+    All of them are a node's, for each of `nodes`. `mem_mb` may be a function of the wildcards.
     With them goes where Slurm is to run the job, as the section `cluster` has it; a local run reads none of that.
     """
     cluster = config["cluster"]
@@ -80,7 +84,10 @@ def grows(mem_mb, runtime_min, gpus=0, nodes=1):
         "tasks": nodes if nodes > 1 and not on_gpu else None,
     }
     return {
-        "mem_mb": lambda wildcards, attempt: mem_mb * 2 ** (attempt - 1),
+        "mem_mb": lambda wildcards, attempt: (
+            mem_mb(wildcards) if callable(mem_mb) else mem_mb
+        )
+        * 2 ** (attempt - 1),
         "runtime": lambda wildcards, attempt: runtime_min * 2 ** (attempt - 1),
         **{name: value for name, value in place.items() if value is not None},
     }

@@ -23,7 +23,7 @@ rule evaluate_backend:
     resources:
         **grows(
             mem_mb=3000 + LANGUAGE_MODEL_MB,
-            runtime_min=60,
+            runtime_min=240,
             gpus=int(LANGUAGE_MODEL),
         ),
     params:

@@ -1,6 +1,9 @@
 # speech_llm: export/conversation/ -> models/{speech_llm}/ -> answers/{speech_llm}/{split}.parquet
 # -> evaluation/{speech_llm}/, for the speech language models that train.backends names beside the retriever
 
+# Of each process: a model of 1 B parameters or so, or Qwen2-Audio's 8 B.
+SPEECH_LLM_MB = {"whisper_qwen3": 6_000, "qwen2_audio": 6_000 + QWEN2_AUDIO_MB}
+
 
 rule train_speech_llm:
     input:
@@ -16,7 +19,8 @@ rule train_speech_llm:
     threads: config["train"]["threads"] * config["train"]["processes"]
     resources:
         **grows(
-            mem_mb=8000,
+            mem_mb=lambda wildcards: 2000
+            + SPEECH_LLM_MB[wildcards.speech_llm] * config["train"]["processes"],
             runtime_min=480,
             gpus=config["train"]["processes"],
             nodes=config["train"]["nodes"],
@@ -45,7 +49,11 @@ rule answer_split:
         LOGS / "benchmarks/answer/{speech_llm}.{split}.tsv"
     threads: config["train"]["threads"]
     resources:
-        **grows(mem_mb=8000, runtime_min=240, gpus=1),
+        **grows(
+            mem_mb=lambda wildcards: 2000 + SPEECH_LLM_MB[wildcards.speech_llm],
+            runtime_min=240,
+            gpus=1,
+        ),
     params:
         max_new_tokens=config["speech_llm"]["max_new_tokens"],
         batch_size=config["speech_llm"]["answer_batch_size"],

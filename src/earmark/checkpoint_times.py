@@ -45,26 +45,32 @@ class CheckpointTimes:
 
     It is `every_min` minutes after the last one, shortly before `end`, and when the process was told to end; never
     where `every_min` is 0. Shortly is a minute, the time of a step, and twice what the last checkpoint took: a step
-    later would be too late. `end` and `clock` are in seconds since 1970.
+    later would be too late. Before an epoch's last step it is longer by an evaluation, once one has been seen. `end`
+    and `clock` are in seconds since 1970.
     """
 
     def __init__(self, every_min: float, end: float | None = None, clock: Callable[[], float] = time.time):
         self.every_min, self.end, self.clock = every_min, end, clock
         self.told_to_end = False
         self.took_s = _UNMEASURED_S
+        self.evaluation_s = 0.0  # the longest so far, between an epoch's last step and the checkpoint after it
         self._written = self._step_began = clock()
 
     def step_begins(self) -> None:
         """What came before, an evaluation for instance, is no part of the step."""
         self._step_began = self.clock()
 
-    def due(self) -> bool:
-        """Whether a checkpoint is to be written after the step that ends now; the next one begins."""
+    def due(self, before_evaluation: bool = False) -> bool:
+        """Whether a checkpoint is to be written after the step that ends now; the next one begins.
+
+        `before_evaluation`: the next one is an epoch's last, behind which none is written before an evaluation ends.
+        """
         now = self.clock()
         step_s, self._step_began = now - self._step_began, now
         if not self.every_min:
             return False
-        if self.end is not None and now >= self.end - _MARGIN_S - step_s - 2 * self.took_s:
+        ahead_s = _MARGIN_S + step_s + 2 * self.took_s + before_evaluation * self.evaluation_s
+        if self.end is not None and now >= self.end - ahead_s:
             log.info("this job ends in %.0f s: a last checkpoint", self.end - now)
             self.end = None  # once: should the end come later than was said, the clock goes on
             return True
@@ -72,6 +78,7 @@ class CheckpointTimes:
 
     def written(self, began: float) -> None:
         """A checkpoint that was begun at this time is whole."""
+        self.evaluation_s = max(self.evaluation_s, began - self._step_began)
         self._written = self._step_began = self.clock()
         self.took_s = self._written - began
 

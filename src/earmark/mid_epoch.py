@@ -102,10 +102,11 @@ class TimedCheckpoints(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         assert train_dataloader is not None
-        decision = self._of_first(self._decision())
+        steps = max(1, -(-len(train_dataloader) // args.gradient_accumulation_steps))
+        following = state.global_step + 1
+        decision = self._of_first(self._decision(following % steps == 0 or following >= state.max_steps))
         self._ends = decision == _WRITE_AND_END
         control.should_save |= decision != _NOT_YET
-        steps = max(1, -(-len(train_dataloader) // args.gradient_accumulation_steps))
         if control.should_save and (state.global_step % steps == 0 or state.global_step >= state.max_steps):
             control.should_save, self._waits = False, True
 
@@ -122,8 +123,8 @@ class TimedCheckpoints(TrainerCallback):
                 f"{state.max_steps}; run again, and the training goes on from there"
             )
 
-    def _decision(self) -> int:
-        if not self.times.due():
+    def _decision(self, before_evaluation: bool) -> int:
+        if not self.times.due(before_evaluation):
             return _NOT_YET
         return _WRITE_AND_END if self.times.told_to_end else _WRITE
 

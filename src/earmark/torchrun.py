@@ -27,7 +27,9 @@ from earmark.errors import ConfigError, EarmarkError
 _ERRORS = "EARMARK_ERRORS"  # the folder in which a process that fails says why
 # Snakemake sets all of them to the job's threads, and MKL heeds its own before OpenMP's.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-_GRACE_S = 30  # between asking the agents to end and ending what started them
+# Between asking the agents to end and ending what started them. An agent itself gives its processes 30 s, to write a
+# checkpoint for instance, before it kills them; it must outlive that.
+_GRACE_S = 60
 # What says which job this is. All else that srun sets for a step reads like options to an srun inside that step.
 _SLURM_KEPT = {
     "SLURM_CONF", "SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CLUSTER_NAME", "SLURM_SUBMIT_DIR", "SLURM_SUBMIT_HOST",

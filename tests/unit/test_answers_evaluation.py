@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import soundfile
+from speech_llm_bases import make_tokenizer
 
 from earmark.artifacts import ANSWERS, PREDICTIONS, SPLITS, write_json, write_table
 from earmark.errors import InputError
@@ -22,6 +25,13 @@ from earmark.evaluation.term_answers import (
     spelled_terms,
     transcript_figures,
 )
+from earmark.export.splits import export_split
+from earmark.export.tokenizer import BUNDLED
+from earmark.export.wavs import wav_path
+from earmark.speech_llm.batches import read_samples
+from earmark.speech_llm.clip_features import WhisperClips
+from earmark.speech_llm.labels import IGNORED, ChatLabels
+from earmark.speech_llm.settings import DataSettings
 
 DISPLAY = {
     "kilimanjaro": "Mount Kilimanjaro",
@@ -202,6 +212,31 @@ def test_transcripts_have_error_rates_and_the_terms_that_stand_in_them(run: Path
     assert test["recall"]["unseen"]["value"] == 0.5
     assert test["precision"]["all"] == {"n": 3, "right": 3, "value": 1.0}
     assert (test["rejected_no_term"], test["false_rejection"]) == (1.0, 1 / 3)
+
+
+def test_under_the_task_transcribe_transcripts_are_what_is_learned_and_what_is_measured(
+    run: Path, tmp_path: Path
+) -> None:
+    for chunk in TEST:
+        wav = wav_path(tmp_path / "wavs", chunk["recording_id"], chunk["chunk_id"])
+        wav.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(wav, np.full(8_000, 0.1), 16_000)
+    lines = tmp_path / "test.jsonl"
+    export_split(
+        run / "splits/test.parquet", run / "glossary.json", {"0000": tmp_path / "wavs"}, lines, format="conversation",
+        task="transcribe", prompt="Transcribe.", tokenizer=BUNDLED, max_rejected_fraction=0.0,
+    )  # fmt: skip
+    chat = ChatLabels(make_tokenizer(tmp_path / "tokenizer"))
+    data = DataSettings(train_json=str(lines), max_rejected_fraction=0.0)
+    samples = read_samples(lines, tmp_path / "train_data.json", chat, data, WhisperClips(80, 1500, 5)).samples
+    learned = {
+        sample.audio.stem: chat.tokenizer.decode(sample.tokens.labels[sample.tokens.labels != IGNORED])
+        for sample in samples
+    }
+    assert learned == {chunk["chunk_id"]: f"{chunk['text']}<|im_end|>" for chunk in TEST}
+    said = {name: text.removesuffix("<|im_end|>") for name, text in learned.items()}
+    test = evaluate(run, said, "transcribe")["test"]
+    assert (test["transcript"]["words"], test["transcript"]["wer"], test["false_rejection"]) == (10, 0.0, 0.0)
 
 
 def test_answers_about_other_chunks_are_refused(run: Path) -> None:

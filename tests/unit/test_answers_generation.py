@@ -180,11 +180,11 @@ def test_a_key_that_no_named_backend_reads_is_refused_with_the_reason(section: d
     check_section(section, ["retriever", "whisper_qwen3", "qwen2_audio"])
     with pytest.raises(ConfigError, match=r"speech_llm\.use_lora is True, but it is a flag of"):
         check_section(section, ["retriever", "qwen2_audio"])
-    section |= {"use_lora": False, "lora_r": 4}
+    section |= {"use_lora": False, "lora_r": 4, "freeze_projector_steps": 0}
     check_section(section, ["retriever", "whisper_qwen3", "qwen2_audio"])  # qwen2_audio has adapters
-    with pytest.raises(ConfigError, match=r"speech_llm\.lora_r is 4, but use_lora is not set"):
+    with pytest.raises(ConfigError, match=r"speech_llm\.lora_r is 4, but use_lora is not set.*; leave it out$"):
         check_section(section, ["retriever", "whisper_qwen3"])
-    section |= {"lora_r": 8, "freeze_projector_steps": 0}
+    section |= {"lora_r": 8}
     section["qwen2_audio"] |= {"i_know_this_overwrites_alignment": True}
     check_section(section, ["retriever", "whisper_qwen3"])  # that part is not read
     with pytest.raises(ConfigError, match=r"speech_llm\.qwen2_audio\.i_know_this_overwrites_alignment is True"):
@@ -195,6 +195,26 @@ def test_settings_of_the_section_that_make_no_sense_together_are_refused(section
     flags = backend_flags({**section, "whisper_cpu": True, "freeze_whisper": False}, "whisper_qwen3")
     with pytest.raises(ConfigError, match="whisper_cpu"):
         settings_of(flags, "whisper_qwen3", **GIVEN)
+
+
+@pytest.mark.parametrize(
+    ("changed", "own", "told"),
+    [
+        ({}, {"method": "projector"}, r"as qwen2_audio reads it: method projector .* i_know_this_overwrites"),
+        ({"load_in_4bit": True, "load_in_8bit": True, "use_lora": True}, {}, "load_in_4bit and load_in_8bit exclude"),
+        ({"load_in_4bit": True}, {}, "as whisper_qwen3 reads it: quantised weights cannot train; set use_lora"),
+        ({"warmup_ratio": 1.0}, {}, "warmup_ratio is 1"),
+        ({"grad_norm_lr_reaction": True}, {}, "set grad_norm_ema_decay"),
+    ],
+)
+def test_what_could_never_train_is_refused_before_the_first_job(
+    section: dict[str, Any], changed: dict[str, Any], own: dict[str, Any], told: str
+) -> None:
+    section |= changed
+    section["qwen2_audio"] |= own
+    check_section(section, ["retriever"])  # nothing of it is read
+    with pytest.raises(ConfigError, match=told):
+        check_section(section, ["retriever", "whisper_qwen3", "qwen2_audio"])
 
 
 def test_wavs_that_are_still_packed_are_told_before_anything_is_trained(bases: tuple[str, str], tmp_path: Path) -> None:

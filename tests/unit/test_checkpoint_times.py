@@ -68,6 +68,20 @@ def test_an_evaluation_is_no_slow_step(clock: Clock) -> None:
     assert due(times, clock, 1) == []
 
 
+@pytest.mark.parametrize("before_evaluation", [False, True])
+def test_before_an_epochs_last_step_time_is_left_for_an_evaluation_too(clock: Clock, before_evaluation: bool) -> None:
+    times = CheckpointTimes(60, end=clock.now_s + 1800, clock=clock)
+    assert due(times, clock, 1) == []
+    clock.now_s += 700  # the evaluation, and the epoch's checkpoint behind it
+    times.written(clock.now_s)
+    times.step_begins()
+    assert due(times, clock, 30) == []
+    clock.now_s += 10
+    assert not times.due(before_evaluation)  # 770 s will do: the evaluation, 60 s of margin, a step
+    clock.now_s += 10
+    assert times.due(before_evaluation) == before_evaluation
+
+
 def test_a_job_that_outlives_the_end_that_was_said_goes_on_by_the_interval(clock: Clock) -> None:
     assert due(CheckpointTimes(1.0, end=clock.now_s - 5, clock=clock), clock, 14) == [1, 7, 13]
 

@@ -227,6 +227,18 @@ def test_the_random_control_follows_the_seed_in_any_type(model, folder):
     assert half[name].dtype == torch.bfloat16 and torch.equal(half[name], first[name].bfloat16())
 
 
+@pytest.mark.parametrize("prefix", ["", "random:"])
+def test_places_in_a_sequence_are_told_in_float32_whatever_the_weights_are(folder, prefix):
+    whole, half = (
+        load_language_model(f"{prefix}{folder}", 0, device="cpu", dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    frequencies = half.language_model.rotary_emb.inv_freq
+    assert frequencies.dtype == torch.float32
+    assert torch.equal(frequencies, whole.language_model.rotary_emb.inv_freq)
+
+
 def test_a_digest_knows_a_checkpoint_in_any_type_and_tells_a_fine_tuned_one_from_it(folder):
     model, half = (load_language_model(str(folder), 0, device="cpu", dtype=t) for t in (torch.float32, torch.bfloat16))
     digest = weights_digest(model)
@@ -378,6 +390,8 @@ def test_a_saved_base_makes_the_folder_all_that_is_needed(folder, heard, tmp_pat
     loaded = Qwen2LanguageModel.load(str(tmp_path), subfolder="moved").eval()
     assert torch.equal(loaded(heard)["frames"], module(heard)["frames"])
     assert loaded.base_digest == module.base_digest
+    mode = (tmp_path / "moved/base/config.json").stat().st_mode
+    assert (tmp_path / "moved/base/model.safetensors").stat().st_mode == mode  # whoever may read the folder
     saved = load_file(tmp_path / "moved/base/model.safetensors")
     assert not [name for name in saved if "lora" in name or "audio_tower" in name]
 

@@ -138,7 +138,9 @@ def test_a_part_that_trains_by_mistake_is_refused(corpus):
         audit_modules({"lm": base}, set(), {"lm": module.trained})
 
 
-def test_projections_learn_ten_times_as_fast_as_the_adapters(run, corpus, recipe, tmp_path, monkeypatch):
+def test_projections_learn_ten_times_as_fast_as_the_adapters_of_whose_high_rate_it_warns(
+    corpus, recipe, tmp_path, monkeypatch, caplog
+):
     rates: dict[float, int] = {}
 
     def noted(self: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
@@ -150,6 +152,12 @@ def test_projections_learn_ten_times_as_fast_as_the_adapters(run, corpus, recipe
     with pytest.raises(EarmarkError, match="seen enough"):
         train_retriever(**training(corpus, tmp_path / "model", recipe))
     assert rates == {0.003: 8 + 1, 0.03: 4}  # adapters and the loss's threshold; weight and bias of two projections
+    warning = "learning_rate is 0.003, and a pretrained language model trains with it: 0.0001, with head_lr_factor: 10"
+    assert warning in caplog.text
+    caplog.clear()
+    with pytest.raises(EarmarkError, match="seen enough"):
+        train_retriever(**training(corpus, tmp_path / "model", recipe, replace(SPED_UP, learning_rate=1e-4)))
+    assert "learning_rate" not in caplog.text
 
 
 def test_only_what_trained_and_the_tower_are_saved(corpus, run):

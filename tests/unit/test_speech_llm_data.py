@@ -194,13 +194,28 @@ def test_a_cut_keeps_audio_and_the_last_answer_only_where_asked(chat: ChatLabels
     assert len(cut.ids) + 10 == 40
     assert (cut.ids == chat.audio_id).sum() == 1
     assert counted(chat, cut) == "a distant farm<|im_end|>"
-    audio_and_answer = f"<|im_start|>user\n{AUDIO}{header}a distant farm<|im_end|>"
-    assert chat.tokenizer.decode(cut.ids) == f"<|im_start|>user\nListen to this<|im_end|>\n{audio_and_answer}"
-    for max_length in (33, 34, 36):  # no turn of which but the beginning is left
+    question_and_answer = f"<|im_start|>user\n{AUDIO}What?{header}a distant farm<|im_end|>"
+    assert chat.tokenizer.decode(cut.ids) == f"<|im_start|>user\nListen<|im_end|>\n{question_and_answer}"
+    for max_length in (35, 36, 38):  # no turn of which but the beginning is left
         bare = fit_tokens(tokens, max_length=max_length, all_masked="keep_last", **limits)
-        assert chat.tokenizer.decode(bare.ids) == audio_and_answer
+        assert chat.tokenizer.decode(bare.ids) == question_and_answer
+    least = fit_tokens(tokens, max_length=33, all_masked="keep_last", **limits)
+    assert chat.tokenizer.decode(least.ids) == question_and_answer.replace("What?", "")
     with pytest.raises(UnusableLine, match="do not fit"):
         fit_tokens(tokens, max_length=32, all_masked="keep_last", **limits)
+
+
+def test_older_turns_are_cut_before_the_question_that_is_answered(chat: ChatLabels) -> None:
+    turns = (
+        Turn("system", "Be brief. " * 9), Turn("user", AUDIO + "Listen to this one. " * 9), Turn("assistant", "sure"),
+        Turn("user", "What is said at its end?"), Turn("assistant", "a distant farm"),
+    )  # fmt: skip
+    tokens = chat(turns)
+    cut = fit_tokens(tokens, audio_id=chat.audio_id, audio_tokens=11, max_length=70, all_masked="keep_last")
+    text = chat.tokenizer.decode(cut.ids)
+    assert len(cut.ids) + 10 <= 70
+    assert "<|im_start|>user\nWhat is said at its end?<|im_end|>" in text
+    assert "Be brief." in text and "Listen" not in text
 
 
 def test_a_batch_holds_an_audio_token_for_each_100_ms_and_pads_on_the_right(chat: ChatLabels, tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import soxr
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -30,6 +32,7 @@ from speech_llm_bases import (
     write_lines,
     write_noise,
 )
+from torch import nn
 from transformers import (
     Qwen2AudioConfig,
     Qwen2AudioForConditionalGeneration,
@@ -337,6 +340,14 @@ def test_adapters_stand_side_by_side_on_one_base_and_leave_it_as_it_was(
     assert json.loads((adapters[0] / "adapter_config.json").read_text())["base_model_name_or_path"] == base
 
 
+def test_adapters_trained_with_the_clamp_are_saved_with_a_warning_that_peft_has_none(
+    base: str, noise: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    finetune(settings(base, noise, tmp_path, clamp_q_proj_input=3.0))
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told.startswith(f"clamp_q_proj_input is 3, and is no part of {tmp_path / 'adapter_model.safetensors'}")
+
+
 def test_an_adapter_of_another_shape_is_refused(adapters: list[Path], tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(adapters[0], folder)
@@ -495,7 +506,17 @@ def test_noise_of_any_colour_hum_and_silence_are_told_from_speech(demo: Path, tm
     seconds = np.arange(24_000) / 16_000
     unspoken = [coloured(slope, samples) for slope in (0, 1, 2) for samples in (8_000, 24_000, 80_000)]
     unspoken += [0.3 * np.sin(2 * np.pi * 150 * seconds) + 0.01 * coloured(0, 24_000), np.zeros(24_000), np.zeros(9)]
-    assert max(waver_db(clip.astype(np.float32)) for clip in unspoken) < STEADY_DB
+    silence = np.zeros(4_000)
+    for slope in (0, 1, 2):
+        steady = coloured(slope, 24_000)
+        unspoken += [
+            np.concatenate([silence, steady]),
+            steady * np.linspace(1, 0, steady.size),
+            steady * (0.55 + 0.45 * np.sin(2 * np.pi * 4 * seconds)),
+        ]
+        unspoken[-3:] = [np.round(0.5 * clip / np.abs(clip).max() * 32767) / 32768 for clip in unspoken[-3:]]
+    wavers = [waver_db(clip.astype(np.float32)) for clip in unspoken]
+    assert max(wavers) < STEADY_DB, wavers
     lines = demo_conversations(demo, tmp_path, 40).read_text().splitlines()
     paths = [
         Path(json.loads(line)["conversations"][0]["value"].split("</audio>")[0][len("<audio>") :]) for line in lines
@@ -508,12 +529,21 @@ def test_noise_of_any_colour_hum_and_silence_are_told_from_speech(demo: Path, tm
         assert min(waver_db(loud), waver_db(noisy.astype(np.float32))) > STEADY_DB, path
     check_speech(paths, tmp_path)
 
+    # Of noise at half the rate not every clip is told, but most are, and they are told together.
+    for number in range(20):
+        clip = soxr.resample(coloured(number % 3, 12_000), 8_000, 16_000)
+        soundfile.write(tmp_path / f"half{number}.wav", 0.5 * clip / np.abs(clip).max(), 16_000, subtype="PCM_16")
+    with pytest.raises(InputError, match="of 20 clips sound like noise"):
+        check_speech([tmp_path / f"half{number}.wav" for number in range(20)], tmp_path)
+
 
 def test_a_model_as_it_is_writes_no_weights_but_its_loss_and_answers(
-    base: str, chat: ChatLabels, noise: Path, tmp_path: Path
+    base: str, chat: ChatLabels, noise: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     output = tmp_path / "model"
-    finetune(settings(base, noise, output, method="none", valid_json=str(noise)))
+    with caplog.at_level("INFO", "earmark"):
+        finetune(settings(base, noise, output, method="none", valid_json=str(noise)))
+    assert caplog.messages[-1] == f"{output}: evaluated as it is; nothing was trained"
     assert not list(output.rglob("*.safetensors"))
     assert not list(output.rglob("checkpoint-*"))
     (line,) = metrics(output)
@@ -597,6 +627,33 @@ def test_a_base_that_cannot_be_used_is_told_in_a_sentence(
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: True)
     with pytest.raises(ConfigError, match="load_in_4bit needs a CUDA GPU"):
         build_model(model_settings(base, load_in_4bit=True), chat.audio_id, 0)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"other": 1}', '{"chat_template": null}'])
+def test_a_broken_template_of_the_processor_is_told_with_its_file(base: str, tmp_path: Path, text: str) -> None:
+    folder = shutil.copytree(base, tmp_path / "base")
+    (folder / "chat_template.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"base/chat_template\.json: .*copy or download the model again"):
+        load_chat(str(folder))
+
+
+def test_packed_weights_are_counted_as_what_they_stand_for(base: str, chat: ChatLabels) -> None:
+    class Params4bit(nn.Parameter):
+        """As bitsandbytes has it: two weights in a byte, their shape in `quant_state`."""
+
+    chosen = model_settings(base)
+    model = build_model(chosen, chat.audio_id, 0)
+    plain = audit(model, declared(model, chosen))
+    for module in model.speaker.model.language_model.modules():
+        if isinstance(module, nn.Linear) and not module.weight.requires_grad:
+            shape = module.weight.shape
+            packed = Params4bit(torch.zeros(module.weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
+            packed.quant_state = SimpleNamespace(shape=shape)  # type: ignore[attr-defined]
+            module.weight = packed
+    counted = audit(model, declared(model, chosen))
+    assert "uint8" in counted["parts"]["language_model"]["dtypes"]
+    assert (counted["parameters"], counted["share"]) == (plain["parameters"], plain["share"])
+    assert counted["parts"]["language_model"]["parameters"] == plain["parts"]["language_model"]["parameters"]
 
 
 def test_adapters_of_a_half_precision_base_are_float32_and_the_clamp_is_the_language_models(

@@ -16,6 +16,7 @@ from earmark.errors import ConfigError
 from earmark.retrieval import sub_batches
 from earmark.retrieval.augmentation import UNCHANGED
 from earmark.retrieval.chunk_frames import cached_frames
+from earmark.retrieval.dev_evaluator import DevEvaluator, DevLoss
 from earmark.retrieval.encoders import load_frozen_encoder
 from earmark.retrieval.pooled_loss import Margin
 from earmark.retrieval.recipes import Material, Plan, PooledRecipe, Qwen2AudioRecipe
@@ -136,11 +137,27 @@ def test_of_a_divided_batch_nothing_is_kept_for_the_backward_pass_but_vectors(fo
         assert kept_bytes(SIZE) < kept_bytes(None) / 20
 
 
-def test_dev_and_search_run_undivided(folder):
-    with Step(folder, "spelling", dropout=0.0) as step, torch.inference_mode():
-        step.plan.model.sub_batch_size = SIZE
-        heard = step.plan.model.eval()(dict(step.features[0]))
-    assert "frames" in heard and len(heard["sentence_embedding"]) == CHUNKS
+@pytest.mark.parametrize("towers", ["spelling", "qwen2_audio"])
+def test_dev_is_evaluated_with_no_more_in_memory_than_training_has(folder, towers):
+    rows = read_split(folder / "splits/dev.parquet")
+    surfaces = read_surfaces(folder / "glossary.json", folder / "alt2main.json")
+    with (
+        Step(folder, towers, dropout=0.1) as step,
+        cached_frames([folder / "features.parquet"], {row.chunk_id for row in rows}) as frames,
+    ):
+        model, seen = step.plan.model.eval(), []
+        for route in model[0].sub_modules.values():
+            route[-1].register_forward_hook(lambda _, inputs, made: seen.append(len(made["sentence_embedding"])))
+        step.plan.batches.frames = frames
+        figures = {}
+        for size in (None, SIZE):
+            model.sub_batch_size = size
+            loss = DevLoss(step.plan, rows, batch_size=len(rows))
+            figures[size] = DevEvaluator(rows, frames, surfaces, 10, len(rows), loss)(model)
+            assert (max(seen) > SIZE) == (size is None), seen
+            seen.clear()
+    assert figures[SIZE].keys() == {"dev_recall@10", "dev_mrr", "dev_loss"}
+    assert figures[SIZE] == pytest.approx(figures[None], abs=1e-5)
 
 
 def test_an_alignment_retriever_refuses_it(folder, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import re
@@ -220,6 +221,19 @@ def test_two_processes_go_on_inside_an_epoch_alike(inputs, tmp_path, monkeypatch
     assert checksums(tmp_path / "killed") == checksums(tmp_path / "undisturbed")
 
 
+def test_a_learning_rate_that_falls_with_the_dev_loss_goes_on_inside_an_epoch(run):
+    plateau = {"schedule": replace(SETTINGS["schedule"], decay="plateau", learning_rate=0.1)}
+    run.train("pooled", checkpoint_minutes=0, **plateau)
+    whole = run.result("pooled")
+    lines = (run.folder / "models/pooled/train_metrics.jsonl").read_text().splitlines()
+    rates = {line["learning_rate"] for line in map(json.loads, lines) if "learning_rate" in line}
+    assert len(rates) > 1  # it fell before the kill, and a restart knows so
+    shutil.rmtree(run.folder / "models")
+    run.train("pooled", "in the middle of the third epoch", checkpoint_minutes=EVERY_STEP, **plateau)
+    assert went_on_from(run.train("pooled", **plateau)) == 2 * STEPS + 2
+    assert run.result("pooled") == whole
+
+
 def test_a_training_that_is_told_to_end_leaves_a_checkpoint_and_says_so(run, without_checkpoints_inside):
     log = run.train("alignment", "told to end in the fourth step of the second epoch", status=1, log_steps=4)
     assert f"told to end by SIGTERM (a time limit, a preemption or scancel) after step {STEPS + 4} of" in log[-300:]
@@ -260,15 +274,15 @@ def test_checkpoints_hold_what_is_trained_and_not_the_encoder(run):
     assert not any("encoder" in name for name in names)
 
 
-@pytest.mark.parametrize("change", ["seed", "features"])
+@pytest.mark.parametrize("change", ["seed", "features", "encoder"])
 def test_another_training_does_not_go_on_from_a_checkpoint(run, change):
     run.train("alignment", "in the middle of the third epoch")
     seed = 3
     if change == "seed":
         seed = 4
     else:
-        features = run.folder / "features.parquet"
-        features.write_bytes(features.read_bytes())  # encoded again
+        changed = run.folder / {"features": "features.parquet", "encoder": "encoder/model.safetensors"}[change]
+        changed.write_bytes(changed.read_bytes())  # encoded again, or another model in its place
     log = run.train("alignment", seed=seed)
     assert "checkpoints of another configuration" in log
     assert trained_epochs(log) == [1, 2, 3, 4]

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from earmark.retrieval.term_alignment import emissions
 from earmark.retrieval.term_units import pad_units
-from earmark.retrieval.unit_ngrams import UnitNgrams, ngram_vectors
+from earmark.retrieval.unit_ngrams import UnitNgrams, ngram_vectors, sparse_ngram_vectors
 
 UNITS = 3
 SPAN, ABSENT, UNIT_WEIGHT = 4.0, 0.25, 0.5  # nats; cost of an n-gram that is not heard; of a unit beside a pair
@@ -73,3 +73,9 @@ def test_batch_mates_and_what_lies_beyond_a_chunks_end_change_nothing(one, other
     for row, length in enumerate(lengths.tolist()):
         alone = chunk_vectors(batch[row : row + 1, :length], lengths[row : row + 1])
         assert torch.allclose(together[row], alone[0], atol=1e-5)
+
+
+@given(st.lists(terms, min_size=1, max_size=8))
+def test_vectors_made_without_their_zeros_are_the_same(spellings):
+    units = pad_units(spellings)["units"]
+    assert np.array_equal(sparse_ngram_vectors(units.numpy(), UNITS).toarray(), ngram_vectors(units, UNITS).numpy())

@@ -158,3 +158,29 @@ def test_a_manifest_without_a_required_column_fails_with_its_name_as_last_line(w
     assert "inputs/manifest.tsv:1: the header lacks the column text or txt" in last_line
     assert last_line in run.output
     assert "Traceback" not in run.output
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"train": {"schedule": {"sub_batch_size": 8}}}, "sub_batch_size is for pooled retrievers"),
+        (
+            {"retrieval": {"interaction": "pooled", "pooled": {"towers": "qwen2_audio"}}},
+            "retrieval.encoder, bundled:whisper-tiny.en, is a model of type whisper",
+        ),
+        (
+            {"retrieval": {"encoder": "whisper", "interaction": "pooled", "pooled": {"towers": "qwen2_audio"}}},
+            "retrieval.encoder, whisper, is a model of type whisper",
+        ),
+    ],
+)
+def test_a_retriever_that_cannot_be_trained_is_refused_before_anything_is_encoded(
+    workplace, run_snakemake, changed, told
+):
+    folder, good, config = workplace
+    write_manifest(folder, good)
+    (folder / "whisper").mkdir()
+    (folder / "whisper/config.json").write_text('{"model_type": "whisper"}')
+    run = run_snakemake(folder, configfile=config | changed, arguments=("--dry-run",))
+    assert run.status != 0 and told in run.output, run.output[-2000:]
+    assert "Traceback" not in run.output

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_profiles import _resources
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +65,11 @@ def test_what_the_other_towers_say_trains_nothing_again(
 
 
 def test_every_stage_that_runs_the_language_model_asks_for_a_gpu_and_memory(
-    repo: Path, tmp_path: Path, config: dict[str, Any]
+    tmp_path: Path, config: dict[str, Any], asked_resources: Callable
 ) -> None:
-    asked = _resources(repo, tmp_path, "slurm", config)
+    asked = asked_resources(tmp_path, "slurm", config)
     for rule in ("train_backend", "index_backend", "evaluate_backend"):
         assert asked[rule]["slurm_partition"] == "gpu" and int(asked[rule]["mem_mb"]) > 20_000
+    asked = asked_resources(tmp_path, "slurm", {**config, "cluster": {"gpu_partition": None}})
+    for rule in ("train_backend", "index_backend", "evaluate_backend"):  # in float32
+        assert asked[rule]["slurm_partition"] == "cpu" and int(asked[rule]["mem_mb"]) > 40_000

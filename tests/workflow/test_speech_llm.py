@@ -161,17 +161,24 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_model(
     assert not list((folder / "data/small/models").glob(".*"))
 
 
-def test_a_key_that_no_named_backend_reads_is_refused_in_a_sentence(
-    tmp_path: Path, small_config: dict[str, Any], run_snakemake: Callable
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"projector_stack": 3}, "speech_llm.projector_stack is 3, but it is a flag of architecture whisper_qwen3"),
+        ({"qwen2_audio": {"method": "projector"}}, "set i_know_this_overwrites_alignment"),
+    ],
+)
+def test_a_key_that_no_named_backend_reads_or_could_train_with_is_refused_in_a_sentence(
+    tmp_path: Path, small_config: dict[str, Any], run_snakemake: Callable, section: dict[str, Any], told: str
 ) -> None:
     config = {
         **small_config,
         "train": {**small_config["train"], "backends": ["retriever", "qwen2_audio"]},
-        "speech_llm": {"projector_stack": 3},
+        "speech_llm": section,
     }
     run = run_snakemake(tmp_path, configfile=config, arguments=("--dry-run",))
     assert run.status == 1
-    assert "speech_llm.projector_stack is 3, but it is a flag of architecture whisper_qwen3" in run.output
+    assert told in run.output
 
 
 def test_a_backend_without_the_retriever_is_refused_in_a_sentence(
@@ -181,3 +188,15 @@ def test_a_backend_without_the_retriever_is_refused_in_a_sentence(
     run = run_snakemake(tmp_path, configfile=config, arguments=("--dry-run",))
     assert run.status == 1
     assert "train.backends.0: 'retriever' was expected" in run.output
+
+
+def test_memory_is_asked_for_by_the_base_and_for_each_process(
+    tmp_path: Path, small_config: dict[str, Any], asked_resources: Callable
+) -> None:
+    asked = {}
+    for backend in BACKENDS:
+        train = {**small_config["train"], "backends": ["retriever", backend], "processes": 2}
+        resources = asked_resources(tmp_path, "slurm", {**small_config, "train": train})
+        asked[backend] = [int(resources[rule]["mem_mb"]) for rule in ("train_speech_llm", "answer_split")]
+    assert asked["whisper_qwen3"] == [14_000, 8_000]
+    assert asked["qwen2_audio"][0] > 2 * 24_000 and asked["qwen2_audio"][1] > 24_000

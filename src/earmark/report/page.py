@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,9 @@ def write_report(
         trained=list(trained_rows({name: figures.audits[name] for name in figures.answers})),
         confusions=_confusions(test),
         hardest=_hardest_terms(test),
-        rejected=_rejected_rows(run_folder, shards, config["export"]["formats"]),
+        rejected=_rejected_rows(
+            run_folder, shards, config["export"]["formats"], trained=figures.audits, answering=figures.answers
+        ),
         conflicts=_first_lines(run_folder / "glossary/conflicts.jsonl"),
         usage_columns=COLUMNS,
         usage=[cells(rule) for rule in usage],
@@ -148,16 +151,21 @@ def _hardest_terms(test: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["in_ten"], row["first"], row["term"]))[:_SHOWN_ROWS]
 
 
-def _rejected_rows(run_folder: Path, shards: list[str], formats: list[str]) -> list[dict[str, str]]:
-    """The first rejected rows of every artifact of this run, with where they are listed."""
+def _rejected_rows(
+    run_folder: Path, shards: list[str], formats: list[str], *, trained: Iterable[str], answering: Iterable[str]
+) -> list[dict[str, str]]:
+    """The first rejected rows of every artifact of this run, with where they are listed.
+
+    `trained` and `answering` are the backends that this run's configuration names.
+    """
     sharded = [f"{stage}/{shard}" for stage in _SHARDED for shard in shards]
     named = [
         "corpus/manifest",
         "chunks/manifest",
         "splits/*",
         "index/*",
-        "models/*/*",
-        "answers/*/*",
+        *(f"models/{name}/*" for name in trained),
+        *(f"answers/{name}/*" for name in answering),
         *(f"export/{name}/*" for name in formats),
         *sharded,
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from earmark.trained_share import trained_share
+
 
 def trained_rows(audits: Mapping[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Rows of {backend, part, parameters, trainable, share, state, checkpoint}: each backend whole, then its parts.
@@ -20,13 +22,11 @@ def trained_rows(audits: Mapping[str, dict[str, Any]]) -> Iterator[dict[str, Any
 
 def _row(backend: str, part: str, counted: Mapping[str, Any], checkpoint: int | None) -> dict[str, Any]:
     parameters, trainable = counted["parameters"], counted["trainable"]
-    states = {0: "frozen", parameters: "trained"}
     return {
         "backend": backend,
         "part": part,
         "parameters": parameters,
         "trainable": trainable,
-        "share": trainable / parameters,
-        "state": states.get(trainable, "partly trained"),
+        **trained_share(parameters, trainable),
         "checkpoint": checkpoint,
     }

@@ -14,7 +14,7 @@ from earmark.retrieval.background import Background
 from earmark.retrieval.surroundings import Surroundings, surroundings
 from earmark.retrieval.term_alignment import alignment_scores, emissions, locate
 from earmark.retrieval.term_units import pad_units
-from earmark.retrieval.unit_ngrams import ngram_vectors
+from earmark.retrieval.unit_ngrams import sparse_ngram_vectors
 
 _BY_MEAN = 0.25  # the share of the candidates that are chosen by their mean n-gram
 _BACKGROUND_CANDIDATES = 500  # words of the background that may explain a chunk: the most frequent and the best heard
@@ -41,9 +41,9 @@ class AlignmentIndex:
 
     @cached_property
     def _ngrams(self) -> sparse.csr_matrix:
+        units = self._units["units"].numpy()
         blocks = [
-            sparse.csr_matrix(ngram_vectors(pad_units(self.spellings[row : row + _ROWS])["units"], self.inventory_size))
-            for row in range(0, len(self.spellings), _ROWS)
+            sparse_ngram_vectors(units[row : row + _ROWS], self.inventory_size) for row in range(0, len(units), _ROWS)
         ]
         return sparse.vstack(blocks, format="csr", dtype=np.float32)
 

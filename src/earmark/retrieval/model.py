@@ -1,4 +1,4 @@
-"""The retriever as one Sentence Transformers model, in one of two kinds of interaction between audio and terms.
+"""The retriever as one Sentence Transformers model, in three forms: alignment, and pooled with either pair of towers.
 
     alignment                                            pooled
     Router                                               Router
@@ -67,8 +67,8 @@ class TermRetriever(SentenceTransformer):
     sub_batch_size: int | None = None  # of a training that asks for it, where terms and audio are pooled
 
     def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """As any `SentenceTransformer`; where it trains with a `sub_batch_size`, see `sub_batches`."""
-        if self.sub_batch_size is None or not torch.is_grad_enabled():
+        """As any `SentenceTransformer`; where it has a `sub_batch_size`, see `sub_batches`."""
+        if self.sub_batch_size is None:
             return super().forward(input, **kwargs)
         return embed_in_sub_batches(super().forward, input, self.sub_batch_size)
 
@@ -82,8 +82,10 @@ class TermRetriever(SentenceTransformer):
     def score(self, audio: Sequence[Any], surfaces: Sequence[str]) -> np.ndarray:
         """scores[B, N] of audio clips (float arrays at 16 kHz, {"array", "sampling_rate"}, or paths) against surfaces.
 
-        Of alignment where that is the interaction, each surface as the best of its spellings, else cosines. InputError
-        if a surface cannot be spelled.
+        Of alignment where that is the interaction, each surface as the best of its spellings, else cosines. These rank
+        surfaces of one clip. Where the run's index has a background, alignment scores here are not those of evaluation
+        and `earmark search`, which weigh a term against it: a run's `rejection_threshold` and `calibration` do not
+        apply. InputError if a surface cannot be spelled.
         """
         self.eval()  # as `encode` does: a model that was just loaded drops out
         router: Any = self[0]

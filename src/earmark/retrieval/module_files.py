@@ -9,6 +9,11 @@ from typing import Any, Self
 from sentence_transformers.base.modules import Module
 
 
+def open_weights(folder: Path, config: str = "config.json") -> None:
+    """Make `folder`'s model.safetensors as readable as its `config`: safetensors makes the file private."""
+    (folder / "model.safetensors").chmod(stat.S_IMODE((folder / config).stat().st_mode))
+
+
 class SavedModule(Module):
     """A module that is rebuilt from its `config_keys` and its weights. Mix in before `InputModule`, where needed."""
 
@@ -16,9 +21,7 @@ class SavedModule(Module):
         """Write config.json and model.safetensors into `output_path` (never pickled weights)."""
         self.save_config(output_path)
         self.save_torch_weights(output_path, safe_serialization=True)
-        # safetensors makes the file private; whoever may read the folder may read the model.
-        config = Path(output_path, self.config_file_name)
-        Path(output_path, "model.safetensors").chmod(stat.S_IMODE(config.stat().st_mode))
+        open_weights(Path(output_path), self.config_file_name)
 
     @classmethod
     def load(

@@ -16,7 +16,7 @@ from transformers import Qwen2AudioModel
 
 from earmark.errors import ConfigError, InputError
 from earmark.qwen2_audio import base_name, load_tokenizer
-from earmark.retrieval.module_files import SavedModule
+from earmark.retrieval.module_files import SavedModule, open_weights
 from earmark.retrieval.qwen2_audio import (
     audio_prompt_ids,
     audio_states,
@@ -41,7 +41,10 @@ def train_language_model(
     """
     layers = model.language_model.config.num_hidden_layers
     if lora_r < 0 or not 0 <= unfreeze_layers <= layers:
-        raise ConfigError(f"LoRA rank {lora_r}, {unfreeze_layers} of {layers} layers unfrozen: one is out of range")
+        raise ConfigError(
+            f"retrieval.pooled.qwen2_audio: lora_r is {lora_r} and unfreeze_layers {unfreeze_layers}; give lora_r 0 or "
+            f"more, and unfreeze_layers 0 to {layers}, the number of the language model's layers"
+        )
     if lora_r and unfreeze_layers == layers:
         raise ConfigError(f"all {layers} layers train as they are, none is left for LoRA; set lora_r to 0")
     if hasattr(model, "peft_config") or any(parameter.requires_grad for parameter in model.parameters()):
@@ -168,6 +171,7 @@ class Qwen2LanguageModel(SavedModule):
             self.tokenizer.save_pretrained(folder)
             weights = {name: weight.cpu().contiguous() for name, weight in base_weights(self.base).items()}
             save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+            open_weights(folder)
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", *args: Any, **kwargs: Any) -> Self:

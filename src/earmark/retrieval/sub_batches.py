@@ -6,6 +6,7 @@ kept; the loss is computed on all of them; and its gradient goes back one sub-ba
 just before, with the random numbers (dropout) that it drew the first time. Gradients are those of the whole batch, for
 the memory of one sub-batch and one more forward pass. After Gao et al. (2021), "Scaling deep contrastive learning batch
 size under memory limited setup", https://arxiv.org/abs/2101.06983; the second run is torch's activation checkpointing.
+Where no gradient is asked for, as on dev, a batch is divided all the same, and each part is run once.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ def embed_in_sub_batches(
 
     (rows,) = {len(value) for value in features.values() if isinstance(value, torch.Tensor)}
     parts = [_rows(features, start, start + size) for start in range(0, rows, size)]
+    if not torch.is_grad_enabled():
+        return {"sentence_embedding": torch.cat([vectors(part) for part in parts])}
     return {"sentence_embedding": torch.cat([checkpoint(vectors, part, use_reentrant=False) for part in parts])}
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from sentence_transformers.base.modules import InputModule
 
@@ -105,11 +106,11 @@ class TermUnits(SavedModule, InputModule):
 
 def pad_units(spellings: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
     """{"units"[N, L], PADDING after each spelling's end, "unit_counts"[N]}."""
-    counts = torch.tensor([len(spelling) for spelling in spellings])
-    units = torch.full((len(spellings), int(counts.max())), PADDING)
-    for row, spelling in enumerate(spellings):
-        units[row, : len(spelling)] = torch.tensor(spelling)
-    return {"units": units, "unit_counts": counts}
+    counts = np.array([len(spelling) for spelling in spellings])
+    units = np.full((len(spellings), counts.max()), PADDING)
+    # All at once: an index pads 20,000 words of its background before the first search.
+    units[np.arange(units.shape[1]) < counts[:, None]] = np.fromiter(itertools.chain.from_iterable(spellings), np.int64)
+    return {"units": torch.from_numpy(units), "unit_counts": torch.from_numpy(counts)}
 
 
 def _letters(word: str) -> tuple[str, ...]:

@@ -50,6 +50,7 @@ from earmark.retrieval.split_rows import SplitRow, read_split, read_surfaces
 log = logging.getLogger(__name__)
 
 _TIMINGS = ("_runtime", "_per_second")
+_FAST_FOR_PRETRAINED = 5e-4  # far above what LoRA is trained with; the default, for small towers, is 0.002
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def train_retriever(
     train_rows, dev_rows = read_split(train), read_split(dev)
     key = training_key(
         [encoder, layer, recipe, schedule, augmentation, seed, threads, log_steps, processes.count],
-        [*features, train, dev, glossary, alt2main],
+        [*features, train, dev, glossary, alt2main, *_model_files(encoder)],
     )
     with (
         _output_folders(output, key, processes) as (checkpoints, scratch),
@@ -203,6 +204,12 @@ def train_retriever(
         material = Material(train_rows, frames, surfaces, augmentation, seed, encoder)
         plan = recipe(frozen, material)
         audit = audit_modules(plan.parts, plan.trained, plan.partly)
+        if any(plan.partly.values()) and schedule.learning_rate > _FAST_FOR_PRETRAINED:
+            log.warning(
+                "train.schedule.learning_rate is %g, and a pretrained language model trains with it: 0.0001, with "
+                "head_lr_factor: 10 for the two projections, is where to begin",
+                schedule.learning_rate,
+            )
         if schedule.sub_batch_size is not None and plan.model.term_units is not None:
             raise ConfigError(
                 "train.schedule.sub_batch_size is for pooled retrievers (retrieval.interaction: pooled); set it to null"
@@ -218,6 +225,12 @@ def train_retriever(
             write_json(scratch / "audit.json", audit)
             write_jsonl(scratch / "train_metrics.jsonl", _metrics(history))
             plan.model.save(str(scratch), create_model_card=False)
+
+
+def _model_files(source: str) -> list[Path]:
+    """The files of the model folder that an encoder, or a language model, is loaded from; none of a hub id."""
+    folder = Path(source.removeprefix("random:"))
+    return [*sorted(folder.glob("*.safetensors")), folder / "config.json"] if folder.is_dir() else []
 
 
 @contextmanager

@@ -15,11 +15,11 @@ import torch
 from earmark.artifacts import ANSWERS, StageTable
 from earmark.errors import AudioError
 from earmark.logs import progress
+from earmark.packed_wavs import check_unpacked
 from earmark.speech_llm.batches import Collator, Sample, read_clip
 from earmark.speech_llm.clip_features import ClipFeatures
 from earmark.speech_llm.conversations import UnusableLine, conversation, lines
 from earmark.speech_llm.labels import IGNORED, ChatLabels, Tokens
-from earmark.speech_llm.launch import check_unpacked
 from earmark.speech_llm.model import SpeechLanguageModel
 from earmark.speech_llm.train import load
 

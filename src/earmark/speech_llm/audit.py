@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 from earmark.errors import EarmarkError
 from earmark.speech_llm.lora_targets import adapted_modules
 from earmark.speech_llm.settings import ModelSettings
+from earmark.trained_share import trained_share
 
 FP16_REASON = (
     "AdamW's epsilon of 1e-8 is zero in float16, and lora_A has no gradient in the first step, so the update is 0/0 "
@@ -88,6 +90,7 @@ def audit(model: nn.Module, trained: set[str]) -> dict[str, Any]:
     parts: dict[str, dict[str, Any]] = {}
     trainable_bytes = 0
     for name, parameter in model.named_parameters():
+        count = _count(parameter)
         if parameter.requires_grad and name not in trained:
             raise WrongParameters(f"{name} must stay as it is, but would train; this is a defect or a changed model")
         if not parameter.requires_grad and name in trained:
@@ -98,15 +101,15 @@ def audit(model: nn.Module, trained: set[str]) -> dict[str, Any]:
         part = parts.setdefault(
             part_of(name), {"parameters": 0, "trainable": 0, "dtypes": set(), "trainable_dtypes": set()}
         )
-        part["parameters"] += parameter.numel()
+        part["parameters"] += count
         part["dtypes"].add(dtype)
         if parameter.requires_grad:
-            part["trainable"] += parameter.numel()
+            part["trainable"] += count
             trainable_bytes += parameter.numel() * parameter.element_size()
             part["trainable_dtypes"].add(dtype)
     for part in parts.values():
         part |= {key: sorted(part[key]) for key in ("dtypes", "trainable_dtypes")}
-        part |= {"share": part["trainable"] / part["parameters"], "state": _state(part)}
+        part |= trained_share(part["parameters"], part["trainable"])
     counted, trainable = (sum(part[key] for part in parts.values()) for key in ("parameters", "trainable"))
     return {
         "parts": parts,
@@ -117,10 +120,10 @@ def audit(model: nn.Module, trained: set[str]) -> dict[str, Any]:
     }
 
 
-def _state(part: dict[str, Any]) -> str:
-    if not part["trainable"]:
-        return "frozen"
-    return "trained" if part["trainable"] == part["parameters"] else "partly trained"
+def _count(parameter: nn.Parameter) -> int:
+    """How many weights a parameter holds: bitsandbytes packs two of 4 bit into a byte, and keeps their shape aside."""
+    packed = getattr(parameter, "quant_state", None)
+    return parameter.numel() if packed is None else math.prod(packed.shape)
 
 
 def checkpoint_size(files: Sequence[Path], report: dict[str, Any]) -> dict[str, Any]:

@@ -162,7 +162,8 @@ def fit_tokens(
 
     The end is cut off. Where that takes all labels, `all_masked` decides: `reject` (UnusableLine), or `keep_last`: the
     audio and the last answer stay, with what the template writes before the answer and around the audio's turn, and
-    tokens between are taken out instead, the last first. UnusableLine if that does not fit.
+    tokens in front of the answer are taken out instead: those of older turns first, then those of the turn that it
+    answers, the last of either first. UnusableLine if that does not fit.
     """
     room = max_length - audio_tokens + 1  # for tokens as they are here: AUDIO is one
     if len(tokens.ids) <= room:
@@ -180,7 +181,9 @@ def fit_tokens(
     must = np.unique(must)
     if len(must) > room:
         raise UnusableLine("too_long", f"audio and last answer do not fit: {detail}")
-    others = np.setdiff1d(np.arange(last_answer[0]), must)[: room - len(must)]
+    question_at = _turn_before(tokens, int(last_answer[0]))
+    question, older = np.arange(question_at, last_answer[0]), np.arange(question_at)
+    others = np.concatenate([np.setdiff1d(question, must), np.setdiff1d(older, must)])[: room - len(must)]
     while len(others) and tokens.borders is not None and tokens.borders[others[-1]]:
         others = others[:-1]  # the beginning of a turn of which nothing would be left
     kept = np.union1d(must, others)
@@ -189,6 +192,14 @@ def fit_tokens(
     # The end of an earlier answer may be kept without the answer: that is no place to learn to stop.
     labels = np.where(np.arange(len(tokens.ids)) < last_answer[0], IGNORED, tokens.labels).astype(np.int32)
     return _picked(Tokens(tokens.ids, labels, tokens.borders), kept)
+
+
+def _turn_before(tokens: Tokens, answer_at: int) -> int:
+    """Where the turn in front of an answer begins, with what the template writes in front of it; 0 if there is none."""
+    assert tokens.borders is not None
+    turns = np.flatnonzero(~tokens.borders[:answer_at])
+    breaks = np.flatnonzero(np.diff(turns) > 1)
+    return int(turns[breaks[-1]]) + 1 if len(breaks) else 0
 
 
 def _borders_around(tokens: Tokens, answer_at: int, audio_at: int) -> np.ndarray:

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from earmark.artifacts import atomic_folder, write_json
-from earmark.errors import InputError
 from earmark.files import read_json
+from earmark.packed_wavs import check_unpacked
 from earmark.speech_llm.checkpoints import training_key
 from earmark.speech_llm.section import as_flags
 from earmark.speech_llm.settings import Settings, parse_settings
@@ -58,21 +58,6 @@ def train_speech_llm(settings: Settings, *, wavs: Sequence[Path], processes: int
         written["train"]["output_dir"] = str(output)
         write_json(folder / SETTINGS, written)
     shutil.rmtree(work)
-
-
-def check_unpacked(wavs: Sequence[Path], lines: Path) -> None:
-    """InputError if the wavs of `lines` are packed, and not unpacked as well."""
-    packed = [folder / "wavs.tar" for folder in wavs if (folder / "wavs.tar").exists()]
-    if not packed:
-        return
-    with lines.open(encoding="utf-8") as file:
-        first = file.readline()
-    path = first.partition("<audio>")[2].partition("</audio>")[0]
-    if not path or not Path(path).exists():
-        raise InputError(
-            f"{packed[0]}: the wavs that {lines} names are packed (export.max_wav_files, export.wav_root); unpack all "
-            f"{len(packed)} where the lines say ({path or 'no path'}), or raise export.max_wav_files, and run again"
-        )
 
 
 def _remove_other_work(settings: Settings, work: Path, processes: int) -> None:

@@ -7,7 +7,6 @@ batches of one optimiser step would not weigh alike.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +18,8 @@ from transformers import GenerationConfig, Qwen2AudioForConditionalGeneration
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file
 
-from earmark.errors import ConfigError
+from earmark.errors import ConfigError, InputError
+from earmark.files import read_json
 from earmark.qwen2_audio import encode_tower, load_config, load_pretrained
 from earmark.qwen2_audio import load_tokenizer as load_qwen2_audio_tokenizer
 from earmark.speech_llm.activation_clamp import clamp_first_q_proj
@@ -125,7 +125,18 @@ def _published_template(source: str) -> str | None:
     # Without a network, what is not in the cache is not there.
     quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
     path = cached_file(source, "chat_template.json", **quiet)
-    return str(json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"]) if path else None
+    if path is None:
+        return None
+    try:
+        template = read_json(Path(path))["chat_template"]
+    except (InputError, TypeError, KeyError):
+        template = None
+    if not isinstance(template, str):
+        raise ConfigError(
+            f"{path}: not a JSON object with the text chat_template; copy or download the model again, or remove the "
+            "file, and the tokenizer's template, or else that of Qwen2-Audio-7B-Instruct, is taken"
+        )
+    return template
 
 
 def lora_pattern(targets: str) -> str:

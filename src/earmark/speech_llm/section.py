@@ -48,7 +48,10 @@ def backend_flags(section: Mapping[str, Any], backend: Architecture) -> dict[str
 
 
 def check_section(section: Mapping[str, Any], backends: Iterable[str]) -> None:
-    """ConfigError if the section sets a flag that none of the named backends reads, with the reason."""
+    """ConfigError if the section sets a flag that none of the named backends reads, or what one could not train with.
+
+    Both with the reason. Nothing is looked for on disk: this runs before the workflow's first job.
+    """
     named = [backend for backend in ARCHITECTURES if backend in backends]
     read = {name for backend in named for name in backend_flags(section, backend)}
     own = section["qwen2_audio"]
@@ -57,7 +60,18 @@ def check_section(section: Mapping[str, Any], backends: Iterable[str]) -> None:
         if name in read or name in BASES or value == default or (name in own and "qwen2_audio" not in named):
             continue
         reason = unread(named[0], method=own["method"], use_lora=section["use_lora"])[name]
-        raise ConfigError(f"speech_llm.{'qwen2_audio.' if name in own else ''}{name} is {value}, but {reason}")
+        part = "qwen2_audio." if name in own else ""
+        raise ConfigError(f"speech_llm.{part}{name} is {value}, but {reason}; leave it out")
+    nowhere = Path()
+    for backend in named:
+        flags = backend_flags(section, backend)
+        try:
+            settings_of(
+                flags, backend, train_json=nowhere, valid_json=nowhere, output_dir=nowhere, seed=0,
+                max_rejected_fraction=0.0,
+            )  # fmt: skip
+        except ConfigError as error:
+            raise ConfigError(f"speech_llm, as {backend} reads it: {error}") from None
 
 
 def settings_of(

@@ -124,13 +124,22 @@ def finetune(settings: Settings) -> None:
         with atomic_folder(output / TOKENIZER) as folder:
             chat.tokenizer.save_pretrained(folder)
         files = model.save_weights(output)
+        if settings.model.architecture == "qwen2_audio" and settings.model.clamp_q_proj_input and files:
+            log.warning(
+                "clamp_q_proj_input is %g, and is no part of %s: other programs that load it, PEFT too, do not clamp, "
+                "and may answer otherwise; Earmark does",
+                settings.model.clamp_q_proj_input, files[0],
+            )  # fmt: skip
         write_json(output / AUDIT, {**report, "checkpoint": checkpoint_size(files, report)})
         if moved := model.projector_movement():
             write_json(output / MOVEMENT, moved)
             log.info("the projector moved by %.3g of its length; cosine to the published one %.6f", *_both(moved))
         # Last: all else is there.
         write_json(output / SETTINGS, {"architecture": settings.model.architecture, **as_dict(settings)})
-        log.info("%s: trained weights of %d steps", files[0] if files else output, trainer.state.global_step)
+        if files:
+            log.info("%s: trained weights of %d steps", files[0], trainer.state.global_step)
+        else:
+            log.info("%s: evaluated as it is; nothing was trained", output)
 
 
 def load(folder: Path) -> tuple[SpeechLanguageModel, ChatLabels, Collator]:

@@ -6,6 +6,11 @@ if "funasr_nano" in SPEECH_LLMS and "funasr_nano" not in EXPORT["formats"]:
         "train.backends names funasr_nano, which trains on the export funasr_nano, but export.formats is "
         f"{EXPORT['formats']}; add funasr_nano to it"
     )
+if "funasr_nano" in SPEECH_LLMS and not FUNASR["model_dir"]:
+    raise WorkflowError(
+        "train.backends names funasr_nano, but funasr_nano.model_dir is not set; give the folder of a Fun-ASR-Nano, or "
+        "its hub id (FunAudioLLM/Fun-ASR-Nano-2512)"
+    )
 # How it is asked, after training.
 TRANSCRIBED_WITH = ("transcribe_batch_size", "max_new_tokens")
 

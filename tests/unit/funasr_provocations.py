@@ -3,7 +3,8 @@
     python funasr_provocations.py JOBS.json RESULTS.json
 
 JOBS.json: {name: job}, as `earmark.funasr_nano.inside.train` is given, or `.check` where it has the key conf; a
-provocation's own part is below. RESULTS.json: {name: [exception, message, {file: digest of the weights in it}]}.
+provocation's own part is below; a job may say `kill_in_batch`. RESULTS.json: {name: [exception, message, {file: digest
+of the weights in it}]}, and under "trained" {name: lengths of audio in each batch}.
 """
 
 import hashlib
@@ -103,6 +104,32 @@ def killed(undo):
     undo.append(lambda: setattr(torch, "save", original))
 
 
+def killed_in(batch):
+    """A training that ends as a kill ends it, in a batch counted from the first."""
+    original = GuardedTrainer.forward_step
+
+    def forward_step(self, model, *args, **kwargs):
+        if model.training and self.batch_total == batch:
+            raise Killed
+        original(self, model, *args, **kwargs)
+
+    GuardedTrainer.forward_step = forward_step
+    return lambda: setattr(GuardedTrainer, "forward_step", original)
+
+
+def recorded(trained):
+    """Writes down the lengths of audio in each batch that is trained on."""
+    original = FunASRNano.forward
+
+    def forward(self, *args, **kwargs):
+        if self.training:
+            trained.append(kwargs["speech_lengths"].flatten().tolist())
+        return original(self, *args, **kwargs)
+
+    FunASRNano.forward = forward
+    return lambda: setattr(FunASRNano, "forward", original)
+
+
 def digests(folder):
     return {path.name: digest(path) for path in sorted(folder.glob("model.pt*"))}
 
@@ -120,9 +147,11 @@ def digest(path):
 
 def main():
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-    results = {}
+    results = {"trained": {}}
     for name, job in json.loads(Path(sys.argv[1]).read_text()).items():
-        undo = []
+        undo = [recorded(results["trained"].setdefault(name, []))]
+        if "kill_in_batch" in job:
+            undo.append(killed_in(job["kill_in_batch"]))
         if provoke := globals().get(name):
             provoke(undo)
         try:
@@ -136,7 +165,7 @@ def main():
             traceback.print_exc()
             results[name] = [type(error).__name__, str(error)]
         finally:
-            for step in undo:
+            for step in reversed(undo):
                 step()
         results[name].append({} if "conf" in job else digests(Path(job["kwargs"]["output_dir"])))
     Path(sys.argv[2]).write_text(json.dumps(results))

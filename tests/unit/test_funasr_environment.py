@@ -15,6 +15,7 @@ import pytest
 from funasr_model import funasr_python
 
 from earmark.errors import ConfigError, EarmarkError
+from earmark.funasr_nano import environment
 from earmark.funasr_nano.environment import run
 
 
@@ -116,6 +117,35 @@ def test_a_program_ends_when_the_process_that_started_it_is_killed(tmp_path: Pat
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
     child.wait(timeout=60)
+
+
+def test_a_program_that_does_not_end_when_asked_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = (
+        "import os, signal, time\n"
+        "def main(job):\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    print(os.getpid(), flush=True)\n"
+        "    time.sleep(600)"
+    )
+    heard = []
+
+    def interrupted(_: str, line: str) -> None:
+        heard.append(int(line))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(environment, "_GRACE_S", 0.2)
+    monkeypatch.setattr(environment.log, "info", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(stand_in(tmp_path, funasr="1.4.16", body=body), "stand_in", {})
+    assert not psutil.pid_exists(heard[0])
+
+
+def test_all_libraries_get_the_same_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in environment._THREADS:
+        monkeypatch.setenv(name, "64")
+    body = (
+        "import os\ndef main(job):\n"
+        "    assert [os.environ[f'{name}_NUM_THREADS'] for name in ('OMP', 'MKL', 'OPENBLAS')] == ['3'] * 3"
+    )
+    run(stand_in(tmp_path, funasr="1.4.16", body=body), "stand_in", {}, threads=3)
 
 
 def test_a_model_that_cannot_be_fetched_is_told_with_the_way_to_get_it(

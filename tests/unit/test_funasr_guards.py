@@ -38,6 +38,18 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "too_long_for_batches": ({}, {"dataset_conf": {"max_token_length": 5}}),
     "killed": ({}, {}),
     "audio_gone": ({"dataset_conf": {"retry": 3}}, {}),
+    "no_step": ({"train_conf": {"accum_grad": 64}}, {}),
+    "activation_checkpoint": ({"llm_conf": {"activation_checkpoint": True}}, {}),
+    "trusting": ({}, {"llm_conf": {"load_kwargs": {"trust_remote_code": True}}}),
+    "trusting_unseen": ({}, {"llm_conf": {"load_kwargs": "${oc.decode:'{trust_remote_code: true}'}"}}),
+    "pickled_code": ({}, {}),
+}
+# Trainings with a checkpoint after every batch, and in which batches each is killed.
+OFTEN = {"max_epoch": 1, "save_checkpoint_interval": 1}
+MIDWAY: dict[str, tuple[dict[str, Any], list[int]]] = {
+    "by_tokens": ({"train_conf": OFTEN, "dataset_conf": {"batch_size": 150}}, [3, 5]),
+    "by_tokens_unsorted": ({"train_conf": OFTEN, "dataset_conf": {"batch_size": 150, "sort_size": 0}}, [3, 5]),
+    "by_lines": ({"train_conf": OFTEN, "dataset_conf": {"batch_type": "example", "batch_size": 2}}, [2, 3]),
 }
 # What is checked before: keys over the model's configuration, keys over the job.
 CHECKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -46,9 +58,23 @@ CHECKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"train_conf": {"max_epochs": 3}, "llm_conf": {"lora_conf": {"rank": 8}}, "optim_conf": {"learning_rate": 1}},
         {},
     ),
+    "misspelt_elsewhere": (
+        {"frontend_conf": {"n_mel": 80}, "tokenizer_conf": {"path": "x"}, "ctc_conf": {"blank": 0}},
+        {},
+    ),
     "given_by_earmark": ({"output_dir": "elsewhere"}, {}),
     "no_gpus": ({}, {"processes": 2}),
 }  # fmt: skip
+
+
+class Marked:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +94,17 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
             lost = folder / "lost.jsonl"
             lost.write_text(prepared["train"].read_text(encoding="utf-8").replace("/train", "/gone"), encoding="utf-8")
             kwargs["train_data_set_list"] = str(lost)
+        if name == "pickled_code":
+            kwargs["init_param"] = str(folder / "code.pt")
+            torch.save({"state_dict": {}, "code": Marked(folder / "marker")}, kwargs["init_param"])
         jobs[name] = {"kwargs": kwargs, "seed": 0}
+    for name, (over, batches) in MIDWAY.items():
+        whole = merged(model.with_paths(), training_conf(SECTION | {"model_dir": str(model.path)}, over))
+        for part, batch in enumerate([*batches, -1]):
+            jobs[f"{name}_{part}"] = {
+                "kwargs": _kwargs(whole, prepared, folder / name, seed=0), "seed": 0, "kill_in_batch": batch,
+            }  # fmt: skip
+        jobs[name] = {"kwargs": _kwargs(whole, prepared, folder / f"{name}_whole", seed=0), "seed": 0}
     jobs["resumed"] = jobs["killed"]
     checked = {"model": jobs["unharmed"]["kwargs"], "processes": 1, "result": str(folder / "checked.json")}
     jobs |= {name: checked | {"conf": conf} | over for name, (conf, over) in CHECKS.items()}
@@ -81,6 +117,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert not (folder / "marker").exists()
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
@@ -104,6 +141,20 @@ def test_a_training_that_is_killed_while_it_saves_goes_on_to_the_same_models(end
     assert ended["resumed"] == ended["unharmed"]  # the same digests
 
 
+@pytest.mark.parametrize("case", MIDWAY)
+def test_a_training_that_is_killed_twice_within_an_epoch_trains_each_batch_once(
+    ended: dict[str, Any], case: str
+) -> None:
+    parts = [f"{case}_{part}" for part in range(3)]
+    assert [ended[part][0] for part in parts] == ["Killed", "Killed", "ended well"]
+    assert len(ended["trained"][case]) >= 4
+    assert [batch for part in parts for batch in ended["trained"][part]] == ended["trained"][case]
+
+
+def test_activation_checkpoints_change_nothing_but_memory(ended: dict[str, list[Any]]) -> None:
+    assert ended["activation_checkpoint"] == ended["unharmed"]  # the same digests
+
+
 @pytest.mark.parametrize(
     ("case", "exception", "told"),
     [
@@ -118,6 +169,10 @@ def test_a_training_that_is_killed_while_it_saves_goes_on_to_the_same_models(end
         ("no_train_lines", "InputError", "drop every line of train"),
         ("too_long_for_batches", "InputError", "drop every line of train"),
         ("audio_gone", "InputError", "none of 3 lines in a row could be used"),
+        ("no_step", "ConfigError", "train_conf.accum_grad is 64, but epoch 1 has"),
+        ("trusting", "ConfigError", "llm_conf.load_kwargs.trust_remote_code: would run code"),
+        ("trusting_unseen", "ConfigError", "llm_conf.load_kwargs"),
+        ("pickled_code", "UnsafeWeights", "code.pt: does not load as weights alone"),
     ],
 )
 def test_what_goes_wrong_ends_the_training_with_the_reason_and_saves_nothing(
@@ -142,10 +197,15 @@ def test_keys_that_the_installed_funasr_does_not_read_are_told_with_the_nearest_
     assert outcome == "ConfigError"
     for told in (
         "'train_conf.max_epochs'; did you mean 'train_conf.max_epoch'?",
-        "'llm_conf.lora_conf.rank'; did you mean",
-        "'optim_conf.learning_rate'; did you mean",
+        "'llm_conf.lora_conf.rank'; there are lora_alpha, lora_dropout, r, target_modules",
+        "'optim_conf.learning_rate'; there are amsgrad, betas",
     ):
         assert told in message
+    outcome, message, _ = ended["misspelt_elsewhere"]
+    assert outcome == "ConfigError"
+    assert "'frontend_conf.n_mel'; did you mean 'frontend_conf.n_mels'?" in message
+    assert "'tokenizer_conf.path'; there are init_param_path" in message
+    assert "'ctc_conf.blank'; did you mean 'ctc_conf.blank_id'?" in message
     assert "'output_dir' (Earmark sets it)" in ended["given_by_earmark"][1]
 
 

@@ -14,7 +14,6 @@ import soundfile
 
 from earmark.artifacts import rejected_path
 from earmark.errors import ConfigError, InputError, TooManyRejectedError
-from earmark.funasr_nano.chatml import check_unpacked
 from earmark.funasr_nano.lines import DROPPED_BY_FUNASR, Limits, prepare_lines
 
 CONF = {"dataset": "FunASR", "dataset_conf": {"index_ds": "FunASR", "batch_type": "example"}}
@@ -141,17 +140,12 @@ def test_another_dataset_s_rules_are_not_guessed() -> None:
         Limits.of({**CONF, "dataset": "OpenAIDataset"})
     with pytest.raises(ConfigError, match=r"dataset_conf\.index_ds is None"):
         Limits.of({"dataset": "FunASR", "dataset_conf": {}})
-
-
-def test_packed_wavs_are_told_apart_from_missing_ones(tmp_path: Path) -> None:
-    folder = tmp_path / "wavs/0000"
-    folder.mkdir(parents=True)
-    (folder / "wavs.tar").write_bytes(b"")
-    lines = _write(tmp_path / "train.jsonl", [_chatml(f"{tmp_path}/a.wav")])
-    with pytest.raises(InputError, match=r"are packed .* unpack all 1"):
-        check_unpacked([folder], lines)
-    _wav(tmp_path / "a.wav", 1.0)
-    check_unpacked([folder], lines)
+    for wrong in ({"batch_size": None}, {"max_token_length": "3500"}, {"sort_size": True}):
+        (key, value), *_ = wrong.items()
+        with pytest.raises(ConfigError, match=rf"dataset_conf\.{key} is {value!r}; expected a number"):
+            Limits.of({**CONF, "dataset_conf": {**CONF["dataset_conf"], **wrong}})
+    with pytest.raises(ConfigError, match=r"frontend_conf\.lfr_n is None"):
+        Limits.of({**CONF, "frontend_conf": {"lfr_n": None}})
 
 
 # Configurations of FunASR's dataset, and what each of them drops of the lines of `every_kind`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import soundfile
 import torch
 
+import earmark
 from earmark.artifacts import ANSWERS
 from earmark.errors import EarmarkError, InputError, TooManyRejectedError
 from earmark.funasr_nano.transcribe import smoke_transcription, transcribe_split
@@ -112,6 +114,35 @@ def test_weights_of_another_configuration_are_refused(
     torch.save(weights, tmp_path / "half.pt")
     with pytest.raises(EarmarkError, match=rf"half\.pt: lacks {len(lost)} of the model's .*audio_adaptor\."):
         smoke_transcription(model, lines, python=funasr_python, weights=tmp_path / "half.pt")
+
+
+def test_code_that_a_model_brings_does_not_run(model: Path, lines: Path, funasr_python: Path, tmp_path: Path) -> None:
+    evil = tmp_path / "evil"
+    shutil.copytree(model, evil)
+    (evil / "run.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')\n", encoding="utf-8")
+    config = evil / "config.yaml"
+    said = config.read_text(encoding="utf-8")
+    config.write_text(said + f"trust_remote_code: true\nremote_code: {evil / 'run.py'}\n", encoding="utf-8")
+    with pytest.raises(EarmarkError, match="trust_remote_code, remote_code: would run code"):
+        smoke_transcription(evil, lines, python=funasr_python)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_an_error_that_breaks_the_gpu_ends_the_program_and_too_little_memory_does_not(funasr_python: Path) -> None:
+    program = (
+        "import torch\nfrom earmark.errors import EarmarkError\n"
+        "from earmark.funasr_nano.inside.transcribe import _raise_if_poisoned\n"
+        "_raise_if_poisoned(torch.OutOfMemoryError('CUDA out of memory'))\n"
+        "_raise_if_poisoned(ValueError('bad audio'))\n"
+        "try:\n    _raise_if_poisoned(torch.AcceleratorError('CUDA error: device-side assert triggered'))\n"
+        "except EarmarkError as error:\n    print(error)\n"
+    )
+    source = Path(earmark.__file__).parents[1]
+    done = subprocess.run(
+        [str(funasr_python), "-c", program], env={**os.environ, "PYTHONPATH": str(source)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert "the GPU failed (CUDA error: device-side assert triggered)" in done.stdout, done.stderr
 
 
 def test_nothing_to_transcribe_and_too_much_that_cannot_be_are_errors(model: Path, lines: Path, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_every_dev_and_test_chunk_is_transcribed_and_measured_as_such(transcribe
         answers = pq.read_table(data / f"answers/funasr_nano/{split}.parquet")
         chunks = [Path(content.partition("!")[2].removesuffix("<|endofspeech|>")).stem for content in asked]
         assert answers["chunk_id"].to_pylist() == chunks
-        assert any(answers["text"].to_pylist())
+        assert answers["text"].null_count == 0  # what so small and random a model says is often nothing
     metrics = json.loads((data / "evaluation/funasr_nano/metrics.json").read_text())
     # Whatever export.task says (here spot_terms): Fun-ASR-Nano transcribes.
     assert metrics["task"] == "transcribe"
@@ -142,6 +142,7 @@ def test_an_empty_export_fails_the_training_and_says_so(
     ("changed", "told"),
     [
         ({"export": {"formats": ["conversation"]}}, "but export.formats is ['conversation']; add funasr_nano to it"),
+        ({}, "funasr_nano.model_dir is not set; give the folder of a Fun-ASR-Nano, or"),
         ({"train": {"backends": ["funasr_nano"]}}, "train.backends.0: 'retriever' was expected"),
         ({"funasr_nano": {"model": "x"}}, "unknown key 'funasr_nano.model'; did you mean 'funasr_nano.model_dir'?"),
     ],

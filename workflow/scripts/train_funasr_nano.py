@@ -1,8 +1,8 @@
 from pathlib import Path
 
-from earmark.funasr_nano.chatml import check_unpacked
 from earmark.funasr_nano.train import train_funasr_nano
 from earmark.logs import job_log
+from earmark.packed_wavs import check_unpacked
 
 with job_log(snakemake.log[0]):
     params, inputs = snakemake.params, snakemake.input

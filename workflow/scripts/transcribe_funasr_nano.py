@@ -1,8 +1,8 @@
 from pathlib import Path
 
-from earmark.funasr_nano.chatml import check_unpacked
 from earmark.funasr_nano.transcribe import transcribe_split
 from earmark.logs import job_log
+from earmark.packed_wavs import check_unpacked
 
 with job_log(snakemake.log[0]):
     params, inputs = snakemake.params, snakemake.input

@@ -201,6 +201,13 @@ def models(config: Mapping[str, Any]) -> Iterator[Finding]:
         if flag and importlib.util.find_spec("bitsandbytes") is None:
             told = f"speech_llm.{flag} needs the package bitsandbytes, which is not installed"
             yield problem("models", told, f"pip install bitsandbytes, or set speech_llm.{flag} to false")
+    if "funasr_nano" in config["train"]["backends"]:
+        source = config["funasr_nano"]["model_dir"]
+        if source:
+            named["funasr_nano.model_dir"] = source
+        else:
+            told = "funasr_nano.model_dir is not set, and train.backends names funasr_nano"
+            yield problem("models", told, "set it to a folder, or to the hub id FunAudioLLM/Fun-ASR-Nano-2512")
     for key, source in named.items():
         if source:
             yield _model(key, source)
@@ -251,12 +258,16 @@ def _model(key: str, source: str) -> Finding:
             return problem("models", f"{key}: no bundled model is called {source.partition(':')[2]!r} here", remedy)
         return ok("models", f"{key}: {source}")
     if Path(source).is_dir():
-        wanted = "tokenizer_config.json" if key == "export.tokenizer" else "config.json"
+        wanted = {"export.tokenizer": "tokenizer_config.json", "funasr_nano.model_dir": "config.yaml"}.get(
+            key, "config.json"
+        )
         if not (Path(source) / wanted).is_file():
             return problem("models", f"{key}: {source} holds no {wanted}", "give the folder that holds the model")
         return ok("models", f"{key}: {source}, a folder")
+    source, _, revision = source.partition("@")  # only a Fun-ASR-Nano's may have one
+    wanted = "config.yaml" if key == "funasr_nano.model_dir" else "config.json"
     try:
-        if isinstance(try_to_load_from_cache(source, "config.json"), str):
+        if isinstance(try_to_load_from_cache(source, wanted, revision=revision or None), str):
             return ok("models", f"{key}: {source}, in the hub's cache")
     except HFValidationError:
         return problem("models", f"{key}: {source} is neither a folder nor a hub id", "config.yaml says what it may be")
@@ -268,7 +279,7 @@ def _bundled(key: str) -> str | None:
     from earmark.export import tokenizer
     from earmark.whisper import BUNDLED
 
-    if key in ("speech_llm.qwen3_model", "speech_llm.qwen2_audio.qwen2_audio_model"):
+    if key in ("speech_llm.qwen3_model", "speech_llm.qwen2_audio.qwen2_audio_model", "funasr_nano.model_dir"):
         return None
     return tokenizer.BUNDLED if key == "export.tokenizer" else f"bundled:{BUNDLED}"
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from earmark.audio import is_missing
-from earmark.errors import EarmarkError, InputError
+from earmark.errors import EarmarkError
 from earmark.export.formats import SPEECH_PROMPT
 from earmark.files import opened
 
@@ -54,21 +53,6 @@ class SpokenLine:
         """The messages up to the answer; FunASR's inference, unlike its training, wants a system message."""
         user = self.row["messages"][-2]["content"]
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
-
-
-def check_unpacked(wavs: Sequence[Path], lines: Path) -> None:
-    """InputError if the wavs that `lines` names are packed in the folders `wavs`, and not unpacked as well."""
-    packed = [folder / "wavs.tar" for folder in wavs if (folder / "wavs.tar").exists()]
-    if not packed:
-        return
-    for row_id, row in parsed_lines(lines):
-        audio = spoken_line(row_id, row).audio
-        if is_missing(audio):
-            raise InputError(
-                f"{packed[0]}: the wavs that {lines} names are packed (export.max_wav_files, export.wav_root); unpack "
-                f"all {len(packed)} where the lines say ({audio}), or raise export.max_wav_files, and run again"
-            )
-        return
 
 
 def parsed_lines(source: Path) -> Iterator[tuple[str, Any]]:

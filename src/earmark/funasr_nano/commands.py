@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from earmark.errors import InputError
 from earmark.funasr_nano.model_folder import PUBLISHED
 from earmark.funasr_nano.settings import CONF, set_key
 
@@ -44,6 +45,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     _flag(train, "seed", type=int, default=0, help="default: %(default)s")
     _flag(train, "processes", type=int, default=1, help="each with a GPU (default: %(default)s)")
     _flag(train, "threads", type=int, default=1, help="cores of all processes together (default: %(default)s)")
+    train.add_argument(
+        "--overwrite", action="store_true", help="replace a trained model that lies in output_dir already"
+    )
     _flag(train, "max_rejected_fraction", type=float, default=0.1, help="of the lines (default: %(default)s)")
     train.set_defaults(command=_train)
 
@@ -55,8 +59,13 @@ def _flag(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     # Imported here: it needs pyarrow and more, which other commands do without.
-    from earmark.funasr_nano.train import train_funasr_nano
+    from earmark.funasr_nano.train import WHICH, train_funasr_nano
 
+    if (arguments.output_dir / WHICH).exists() and not arguments.overwrite:
+        raise InputError(
+            f"{arguments.output_dir}: holds a trained model already; give another output_dir, or --overwrite to "
+            "replace it when the new one is whole"
+        )
     train_funasr_nano(
         {"model_dir": arguments.model_dir, "python": str(arguments.python), "conf": str(arguments.conf)},
         train_lines=arguments.train_data,

@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 
 INSIDE = "earmark.funasr_nano.inside"
 _PACKAGE = Path(__file__).parents[1]
+# Snakemake sets all of them to the job's threads, and MKL heeds its own before OpenMP's.
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_GRACE_S = 30  # between asking a program to end and ending it
 _LEVEL = re.compile(r"(WARNING|ERROR) (.*)")  # how `inside` marks what is more than information
 _HOW = "make FunASR's environment with `make funasr` (pip) or from envs/funasr.yaml (conda)"
 
@@ -50,12 +53,12 @@ def run(python: Path, module: str, job: Mapping[str, Any], *, processes: int = 1
             command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command += ["-m", INSIDE, module, str(scratch / "job.json")]
         environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONHOME", "VIRTUAL_ENV"}}
+        environment |= dict.fromkeys(_THREADS, str(max(1, threads // processes)))
         environment |= {
             "PYTHONPATH": str(scratch / "path"),
             "PYTHONSAFEPATH": "1",  # what lies in the working directory is not imported
             "PYTHONUNBUFFERED": "1",
             "PYTHONIOENCODING": "utf-8",
-            "OMP_NUM_THREADS": str(max(1, threads // processes)),
             "EARMARK_ERRORS": str(scratch / "errors"),  # the folder in which a process that fails says why
         }
         status, last_line = _follow(command, environment)
@@ -92,7 +95,11 @@ def _follow(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
         return running.wait(), last_line
     except BaseException:
         running.terminate()  # torchrun ends its processes
-        running.wait()
+        try:
+            running.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
         raise
 
 

@@ -32,6 +32,11 @@ DROPPED_BY_FUNASR = (
     "too_long_together", "too_many_tokens",
 )  # fmt: skip
 
+_NUMBERS = (
+    "min_source_length", "max_source_length", "max_target_length", "max_token_length", "length_scale_source",
+    "batch_size", "batch_size_sample_max", "batch_size_token_max", "sort_size",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -57,12 +62,18 @@ class Limits:
 
         Its keys `dataset`, `dataset_conf`, `frontend_conf` are read; what they leave out is as in FunASR 1.4.
         What `dataset_conf.prompt_classes` adds to prompts is not counted.
-        ConfigError if the dataset or its index is another one than Fun-ASR-Nano's, whose rules are not known here.
+        ConfigError if the dataset or its index is another one than Fun-ASR-Nano's, whose rules are not known here, or
+        a length is no number.
         """
         data = conf.get("dataset_conf") or {}
         for name, found in (("dataset", conf.get("dataset")), ("dataset_conf.index_ds", data.get("index_ds"))):
             if found != "FunASR":
                 raise ConfigError(f"{name} is {found!r}; Fun-ASR-Nano's lines are read by FunASR (dataset: FunASR)")
+        lfr_n = (conf.get("frontend_conf") or {}).get("lfr_n", cls.lfr_n)
+        numbers = {f"dataset_conf.{name}": data[name] for name in _NUMBERS if name in data}
+        for key, value in (numbers | {"frontend_conf.lfr_n": lfr_n}).items():
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ConfigError(f"{key} is {value!r}; expected a number (leave the key out for FunASR's default)")
         by_lines = data.get("batch_type", "example") == "example"
         longest, most_tokens = data.get("max_source_length"), data.get("max_token_length")
         scale = data.get("length_scale_source", 1.0) if by_lines else 1.0
@@ -79,7 +90,7 @@ class Limits:
                 data.get("batch_size_sample_max", 200) if not by_lines and data.get("sort_size", -1) > 0 else None
             ),
             max_batch_tokens=data.get("batch_size_token_max", cls.max_batch_tokens),
-            lfr_n=(conf.get("frontend_conf") or {}).get("lfr_n", cls.lfr_n),
+            lfr_n=lfr_n,
             do_think=data.get("do_think", True),
             sys_prompt=data.get("sys_prompt", True),
             tokenizer=tokenizer,
@@ -309,5 +320,5 @@ def _log(report: LinesReport, destination: Path) -> None:
         silent = report.as_dict()["dropped_by_funasr"]
         log.warning(
             "%s: %d lines rejected (%s), %d of which FunASR would drop without a word; see %s",
-            report.source, report.rejected, _told(report.reasons), silent, rejected_path(destination),
+            report.source, report.rejected, _told(report.reasons), silent, rejected_path(destination).name,
         )  # fmt: skip

@@ -20,12 +20,12 @@ from earmark.artifacts import write_json
 from earmark.errors import ConfigError, InputError
 from earmark.files import read_json
 from earmark.funasr_nano import environment
-from earmark.funasr_nano.settings import merged, read_conf
+from earmark.funasr_nano.settings import foreign_code, merged, read_conf, without_code_keys
 
 log = logging.getLogger(__name__)
 
 PUBLISHED = "FunAudioLLM/Fun-ASR-Nano-2512"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _QWEN3 = "Qwen3-0.6B"
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")  # one of them makes a tokenizer
 _WEIGHTS = shutil.ignore_patterns("*.safetensors", "*.bin", "*.pt", "*.pth")
@@ -55,7 +55,7 @@ class ModelFolder:
 
 
 def find_model(model_dir: str | None, python: Path) -> ModelFolder:
-    """The model directory at a path, or fetched by its hub id.
+    """The model directory at a path, or fetched by its hub id, of the revision that stands after @ there.
 
     ConfigError if none is named; InputError if it is not there, cannot be fetched, or lacks a file, which is named.
     """
@@ -64,13 +64,16 @@ def find_model(model_dir: str | None, python: Path) -> ModelFolder:
             f"funasr_nano.model_dir is not set; give the folder of a Fun-ASR-Nano, or the hub id {PUBLISHED}"
         )
     folder = Path(model_dir).absolute()
-    if not folder.exists() and _HUB_ID.fullmatch(model_dir):
-        folder = _fetched(model_dir, python)
+    if not folder.exists() and (hub := _HUB_ID.fullmatch(model_dir)):
+        folder = _fetched(hub["id"], hub["revision"], python)
     return read_model(folder)
 
 
 def read_model(folder: Path) -> ModelFolder:
-    """Check a model directory and read what it says. InputError names all that it lacks."""
+    """Check a model directory and read what it says.
+
+    InputError names all that it lacks, or what in it would run code of its own.
+    """
     if not folder.is_dir():
         raise InputError(
             f"{folder}: there is no such model directory (funasr_nano.model_dir); give one that exists, or the hub id "
@@ -99,32 +102,50 @@ def read_model(folder: Path) -> ModelFolder:
         )
     if conf.get("model") != "FunASRNano":
         raise InputError(f"{folder}/config.yaml: model is {conf.get('model')!r}; expected FunASRNano")
-    return ModelFolder(folder, conf, files, language_model)
+    settings = {
+        "config.yaml": conf,
+        "configuration.json": files,
+        f"{_below(language_model, folder)}/config.json": read_json(language_model / "config.json"),
+    }
+    for name, said in settings.items():
+        if keys := list(foreign_code(said)):
+            raise InputError(
+                f"{folder}/{name}: {', '.join(keys)} would run code that comes with the model, or build another model; "
+                f"Fun-ASR-Nano needs none of it. Remove the keys, or get the model anew ({PUBLISHED})"
+            )
+    return ModelFolder(folder, without_code_keys(conf), without_code_keys(files), language_model)
 
 
 def write_model_files(model: ModelFolder, conf: Mapping[str, Any], weights: str, folder: Path) -> None:
     """Make `folder`, which holds `weights`, a model directory by itself: all of `model` but its weights.
 
-    `conf` is laid over the model's configuration; paths are relative to the folder again.
+    `conf` is laid over the model's configuration, and says where the language model's configuration and the tokenizer
+    are if not in the model; paths are relative to the folder again.
     """
-    shutil.copytree(model.language_model, folder / model.language_model.name, ignore=_WEIGHTS, dirs_exist_ok=True)
+    parts = {}
+    taken: dict[str, Path] = {}  # folders in `folder`, and what they are copies of
+    for section in ("llm_conf", *(["tokenizer_conf"] if "tokenizer" in model.conf else [])):
+        source = Path((conf.get(section) or {}).get("init_param_path") or model.language_model)
+        name = source.name if taken.get(source.name, source) == source else f"{source.name}-{section}"
+        if name not in taken:
+            shutil.copytree(source, folder / name, ignore=_WEIGHTS, dirs_exist_ok=True)
+        taken[name] = source
+        parts[section] = {"init_param_path": name}
     for path in _files(model.files):
         if (model.path / path).is_file() and path not in ("config.yaml", model.files.get("init_param", "model.pt")):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(model.path / path, folder / path)
-    here = {"init_param_path": model.language_model.name}
-    parts = {"llm_conf": here} | ({"tokenizer_conf": here} if "tokenizer" in model.conf else {})
-    whole = merged(merged(model.conf, conf), parts)
+    whole = without_code_keys(merged(merged(model.conf, conf), parts))
     (folder / "config.yaml").write_text(yaml.safe_dump(whole, allow_unicode=True, sort_keys=False), encoding="utf-8")
     configuration = read_json(model.path / "configuration.json")
     files = merged(model.files, parts | {"init_param": weights, "config": "config.yaml"})
-    write_json(folder / "configuration.json", configuration | {"file_path_metas": files})
+    write_json(folder / "configuration.json", without_code_keys(configuration) | {"file_path_metas": files})
 
 
-def _fetched(hub_id: str, python: Path) -> Path:
+def _fetched(hub_id: str, revision: str | None, python: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix="earmark-model-") as scratch:
         result = Path(scratch, "folder")
-        environment.run(python, "fetch", {"hub_id": hub_id, "result": str(result)})
+        environment.run(python, "fetch", {"hub_id": hub_id, "revision": revision, "result": str(result)})
         return Path(result.read_text(encoding="utf-8"))
 
 

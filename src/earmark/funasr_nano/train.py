@@ -21,7 +21,7 @@ from earmark.files import read_json
 from earmark.funasr_nano import environment
 from earmark.funasr_nano.lines import Limits, prepare_lines
 from earmark.funasr_nano.model_folder import find_model, write_model_files
-from earmark.funasr_nano.settings import merged, training_conf
+from earmark.funasr_nano.settings import check_conf, merged, training_conf
 from earmark.funasr_nano.transcribe import smoke_transcription
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ DATA_REPORT = "data_report.json"
 WHICH = "which_model.json"
 _KEY = "training_key"  # in the working folder: a digest of all that shapes the training in it
 # They change what is told, or how fast it goes, not the model.
-_NOT_SHAPING = (("train_conf", "log_interval"), ("train_conf", "resume"), ("dataset_conf", "num_workers"))
+_NOT_SHAPING = (("train_conf", "log_interval"), ("train_conf", "resume"))
 
 
 def train_funasr_nano(
@@ -64,6 +64,8 @@ def train_funasr_nano(
     lacks a file or no line can be trained on; EarmarkError if the training was not what was declared, or is not finite.
     """
     output = output.absolute()
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file; give a folder that is not there yet")
     if output.exists() and not (output / WHICH).exists() and any(output.iterdir()):
         raise InputError(
             f"{output}: holds something else than a trained Fun-ASR-Nano; give a folder that is not there yet"
@@ -72,6 +74,7 @@ def train_funasr_nano(
     conf = training_conf(section, flags or {})
     model = find_model(section["model_dir"], python)
     whole = merged(model.with_paths(), conf)
+    check_conf(whole)
     found = _check(python, conf, whole, processes)
     work = output.parent / f".{output.name}.training"
     key = _training_key(whole, [train_lines, dev_lines], seed, processes, max_rejected_fraction, found)
@@ -82,7 +85,7 @@ def train_funasr_nano(
         environment.run(python, "train", {"kwargs": kwargs, "seed": seed}, processes=processes, threads=threads)
         write_model_files(model, conf, read_json(work / WHICH)["use"], work)
         smoke_transcription(work, prepared["dev"], python=python, threads=threads)
-    _finish(work, output, kwargs)
+    _finish(work, output, kwargs, train_lines, dev_lines)
 
 
 def _check(python: Path, conf: Mapping[str, Any], whole: Mapping[str, Any], processes: int) -> dict[str, Any]:
@@ -121,8 +124,10 @@ def _training_key(
 def _begin(work: Path, key: str, *, resume: bool) -> None:
     """Make the working folder, without what another training left in it."""
     mine = work / _KEY
-    if work.exists() and not (resume and mine.exists() and mine.read_text(encoding="utf-8") == key):
-        log.info("%s: work of another configuration, on other inputs or of another version; removed", work)
+    same = mine.exists() and mine.read_text(encoding="utf-8") == key
+    if work.exists() and not (resume and same):
+        whose = "work of another configuration, on other inputs or of another version"
+        log.info("%s: %s; removed", work, "train_conf.resume is false" if same else whose)
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
     mine.write_text(key, encoding="utf-8")
@@ -167,15 +172,17 @@ def _kwargs(whole: Mapping[str, Any], prepared: Mapping[str, Path], work: Path, 
     )
 
 
-def _finish(work: Path, output: Path, kwargs: Mapping[str, Any]) -> None:
+def _finish(work: Path, output: Path, kwargs: Mapping[str, Any], train_lines: Path, dev_lines: Path) -> None:
     """Turn the working folder into the output."""
-    given = dict(kwargs) | {"output_dir": str(output)}
+    lasting = {"train_data_set_list": train_lines, "valid_data_set_list": dev_lines, "output_dir": output}
+    given = dict(kwargs) | {name: str(path.absolute()) for name, path in lasting.items()}
     (work / TRAIN_CONFIG).write_text(yaml.safe_dump(given, allow_unicode=True, sort_keys=False), encoding="utf-8")
-    for name in ("train.jsonl", "dev.jsonl", _KEY):
+    for name in ("train.jsonl", "dev.jsonl"):
         (work / name).unlink(missing_ok=True)
     if output.exists():
         shutil.rmtree(output)
     work.rename(output)  # not copied: checkpoints of the real model take gigabytes each
+    (output / _KEY).unlink()  # not before: without it the next attempt would train anew
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Fetch a model by its hub id: from Hugging Face, and where that fails from ModelScope.
 
-job: hub_id, result (a path). Writes the folder that the model was fetched into to `result`.
+job: hub_id, revision (None: the newest), result (a path). Writes the folder that the model was fetched into to
+`result`.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ log = logging.getLogger(__name__)
 
 
 def main(job: dict[str, Any]) -> None:
-    hub_id = job["hub_id"]
+    hub_id, revision = job["hub_id"], job.get("revision")
     told = []
     for name, fetch in (("Hugging Face", _from_hugging_face), ("ModelScope", _from_modelscope)):
         try:
-            folder = fetch(hub_id)
+            folder = fetch(hub_id, revision)
         except Exception as error:  # each hub's client has errors of its own, and its network library's
             told.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
             continue
-        log.info("%s: fetched from %s into %s", hub_id, name, folder)
+        # Hugging Face names the folder by the commit.
+        log.info("%s, revision %s: fetched from %s into %s", hub_id, revision or "the newest", name, folder)
         Path(job["result"]).write_text(str(folder), encoding="utf-8")
         return
     raise InputError(
@@ -33,13 +35,13 @@ def main(job: dict[str, Any]) -> None:
     )
 
 
-def _from_hugging_face(hub_id: str) -> str:
+def _from_hugging_face(hub_id: str, revision: str | None) -> str:
     from huggingface_hub import snapshot_download
 
-    return snapshot_download(hub_id)
+    return snapshot_download(hub_id, revision=revision)
 
 
-def _from_modelscope(hub_id: str) -> str:
+def _from_modelscope(hub_id: str, revision: str | None) -> str:
     from modelscope import snapshot_download
 
-    return snapshot_download(hub_id)
+    return snapshot_download(hub_id, revision=revision)

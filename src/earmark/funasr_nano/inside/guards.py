@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ class WrongParameters(EarmarkError):
 
 class BadCheckpoint(EarmarkError):
     """A saved file holds what no model may hold, or lacks what it must hold."""
+
+
+class UnsafeWeights(EarmarkError):
+    """A file of weights holds more than tensors and plain values: loading it could run code."""
 
 
 def is_lora(name: str) -> bool:
@@ -123,6 +128,17 @@ def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
 def named(names: list[str]) -> str:
     """The first few names, for a message."""
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def check_safe(path: Path) -> None:
+    """UnsafeWeights if a file to load is not of tensors and plain values alone: FunASR may load it by any pickle."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # pickle, zip and torch each have their own
+        raise UnsafeWeights(
+            f"{path}: does not load as weights alone ({type(error).__name__}: {' '.join(str(error).split())[:200]}); "
+            "it is not whole, or loading it could run code in it. Get the model anew"
+        ) from None
 
 
 def saved_weights(path: Path) -> dict[str, torch.Tensor]:

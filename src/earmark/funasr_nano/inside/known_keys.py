@@ -52,6 +52,7 @@ def known_keys(model: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of FunASR's configuration under the classes that `model` names: key -> known keys below it, or None."""
     from funasr.bin import train_ds
     from funasr.models.fun_asr_nano import model as nano
+    from funasr.models.fun_asr_nano.ctc import CTC
     from funasr.optimizers import optim_classes
     from funasr.register import tables
     from funasr.schedulers import scheduler_classes
@@ -96,10 +97,13 @@ def known_keys(model: Mapping[str, Any]) -> dict[str, Any]:
             _asked(nano, "audio_adaptor_conf")
             | _read_by(_named(tables.adaptor_classes, model.get("audio_adaptor"), "audio_adaptor"))
         ),
-        "frontend_conf": None,
-        "tokenizer_conf": None,
-        "ctc_decoder_conf": None,
-        "ctc_conf": None,
+        "frontend_conf": _flat(_parameters(_named(tables.frontend_classes, model.get("frontend"), "frontend"))),
+        "tokenizer_conf": _flat(_parameters(_named(tables.tokenizer_classes, model.get("tokenizer"), "tokenizer"))),
+        "ctc_decoder_conf": _flat(
+            _asked(nano, "ctc_decoder_conf")
+            | (_read_by(tables.adaptor_classes[model["ctc_decoder"]]) if model.get("ctc_decoder") else set())
+        ),
+        "ctc_conf": _flat((_asked(nano, "ctc_conf") | _parameters(CTC)) - {"odim", "encoder_output_size"}),
     }
     top = _asked(train_ds, "kwargs") | _asked(trainer_ds, "kwargs", within="warp_optim_scheduler")
     top |= {"optim", "scheduler", "dataset", "lora_only", "lora_bias", "length_normalized_loss"}
@@ -114,8 +118,9 @@ def _flat(keys: Iterable[str]) -> dict[str, Any]:
 def _unknown(where: str, conf: Mapping[str, Any], known: Mapping[str, Any]) -> Iterable[str]:
     for key, value in conf.items():
         if key not in known:
-            near = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.0)
-            told = f"; did you mean '{where}{near[0]}'?" if near else ""
+            near = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.5)
+            among = f"; there are {', '.join(sorted(known))}" if where and known else ""
+            told = f"; did you mean '{where}{near[0]}'?" if near else among
             yield f"'{where}{key}'" + (" (Earmark sets it)" if not where and key in _GIVEN else told)
         elif known[key] is not None and isinstance(value, Mapping):
             yield from _unknown(f"{where}{key}.", value, known[key])

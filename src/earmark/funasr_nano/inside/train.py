@@ -18,8 +18,9 @@ from funasr.bin import train_ds
 from omegaconf import OmegaConf
 
 from earmark.errors import EarmarkError
-from earmark.funasr_nano.inside.guards import check_saved, is_lora, saved_weights
-from earmark.funasr_nano.inside.trainer import METRICS, UNFINISHED, guarded
+from earmark.funasr_nano.inside.guards import check_safe, check_saved, is_lora
+from earmark.funasr_nano.inside.trainer import AUDIT, METRICS, UNFINISHED, guarded, write_json
+from earmark.funasr_nano.settings import check_no_foreign_code
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ BEST, LAST = "model.pt.best", "model.pt"
 def main(job: dict[str, Any]) -> None:
     kwargs = OmegaConf.to_container(OmegaConf.create(job["kwargs"]), resolve=True)
     assert isinstance(kwargs, dict)
+    check_no_foreign_code(kwargs)  # once more: a reference in it may have hidden a key
     folder = Path(kwargs["output_dir"])
     first = os.environ.get("RANK", "0") == "0"
     if first:
@@ -37,19 +39,26 @@ def main(job: dict[str, Any]) -> None:
             unfinished.unlink()
         if not (folder / LAST).exists():
             (folder / METRICS).write_text("", encoding="utf-8")
+    resumed = folder / LAST
+    for path in (
+        kwargs["init_param"],
+        (kwargs.get("ctc_decoder_conf") or {}).get("init_param_path"),
+        resumed if resumed.exists() else None,
+    ):
+        if path:
+            check_safe(Path(path))
     kwargs["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     kwargs["ncpu"] = torch.get_num_threads()
-    with guarded(kwargs, job["seed"]):
+    with guarded(kwargs, job["seed"]) as names:
         train_ds.main(**kwargs)
     if first:
-        _check_files(folder, kwargs)
+        _check_files(folder, kwargs, names)
 
 
-def _check_files(folder: Path, conf: dict[str, Any]) -> None:
-    """Look at every saved file; write which of them to use."""
+def _check_files(folder: Path, conf: dict[str, Any], names: set[str]) -> None:
+    """Look at every saved file, which must hold the model's tensors `names`; write which of them to use."""
     if not (folder / LAST).exists():
         raise EarmarkError(f"{folder}: FunASR ended without a checkpoint; its log is above")
-    names = saved_weights(folder / LAST).keys()
     use_lora = bool((conf.get("llm_conf") or {}).get("use_lora", False))
     files = sorted(folder.glob("model.pt*"))
     for path in files:
@@ -74,7 +83,10 @@ def _check_files(folder: Path, conf: dict[str, Any]) -> None:
         "note": "configuration.json names the file to use, so that FunASR loads it when it is given this folder. The "
         "averaged model has not been looked at on dev.",
     }
-    (folder / WHICH).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    audit = json.loads((folder / AUDIT).read_text(encoding="utf-8"))
+    audit["checkpoint"] = {"bytes": use.stat().st_size, "files": {use.name: use.stat().st_size}}
+    write_json(folder / AUDIT, audit)
+    write_json(folder / WHICH, written)
     log.info("%d saved files are whole and finite; use %s (%s)", len(files), use.name, written["why"])
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -28,7 +29,7 @@ try:
 except ImportError:  # versions that compute features by torchaudio alone
     features = None
 
-from earmark.errors import EarmarkError, InputError
+from earmark.errors import ConfigError, EarmarkError, InputError
 from earmark.funasr_nano.inside import guards
 
 log = logging.getLogger(__name__)
@@ -45,15 +46,17 @@ class TrainingDiverged(EarmarkError):
 
 
 class GuardedTrainer(Trainer):
-    """The trainer of FunASR's program. Its `conf` and `seed` are set by `guarded`, for the program makes the instance.
+    """The trainer of FunASR's program, which makes the instance; what stands without a value is set by `guarded`.
 
     On a host without a GPU the device stays the CPU: the program sets it to the local rank, a GPU's number, always.
     """
 
     conf: Mapping[str, Any]
     seed: int
+    names: set[str]  # of the model's tensors, for who looks at the saved files
     _skipped_on_end = 0
     _batches = 1  # of an epoch
+    _resumed_at = 0  # batches of the epoch before those that this process trains
 
     @property
     def device(self) -> Any:
@@ -68,11 +71,17 @@ class GuardedTrainer(Trainer):
         bare = _bare(model)
         report = guards.audit(bare, guards.declared(bare, self.conf))
         if self.rank == 0:
-            _write_json(Path(self.output_dir, AUDIT), report)
+            write_json(Path(self.output_dir, AUDIT), report)
             shares = (
                 f"{name} {part['trainable']:,} of {part['parameters']:,}" for name, part in report["parts"].items()
             )
             log.info("parameters that train: %s", ", ".join(shares))
+        self.names.update(bare.state_dict())
+        if (self.conf.get("llm_conf") or {}).get("activation_checkpoint", False):
+            # transformers has embeddings require gradients under checkpoints, for the sake of reentrant ones, and
+            # FunASR writes the audio into the embeddings, which autograd forbids where they do.
+            llm: Any = bare.llm
+            llm.disable_input_require_grads()
         if bad := guards.not_finite(bare.state_dict().items()):
             raise TrainingDiverged(f"the model to start from holds NaN or infinity: {guards.named(bad)}; get it anew")
         return super().warp_optim_scheduler(model, **kwargs)
@@ -96,8 +105,19 @@ class GuardedTrainer(Trainer):
                 path.unlink()  # pruned, or written by an epoch that runs again
 
     def train_epoch(self, model: torch.nn.Module = None, epoch: int = 0, **kwargs: Any) -> None:  # type: ignore[assignment]
-        """An epoch draws from its own seed, so one after a kill draws what it would have drawn without."""
-        self._batches = self.step_in_epoch + sum(1 for _ in kwargs["dataloader_train"].batch_sampler)
+        """An epoch draws from its own seed, so one after a kill draws what it would have drawn without.
+
+        ConfigError if it has fewer batches than make an optimiser step: FunASR would train nothing, and end well.
+        """
+        sampler = kwargs["dataloader_train"].batch_sampler
+        sampler.set_epoch(epoch)
+        self._batches = self.step_in_epoch + sum(1 for _ in sampler)
+        self._resumed_at = kwargs.get("start_step", 0)
+        if self.accum_grad > self._batches:
+            raise ConfigError(
+                f"train_conf.accum_grad is {self.accum_grad}, but epoch {epoch + 1} has {self._batches} batches, so "
+                "there would be no optimiser step; lower train_conf.accum_grad or dataset_conf.batch_size"
+            )
         set_all_random_seed(self.seed + epoch)
         super().train_epoch(model=model, epoch=epoch, **kwargs)
 
@@ -141,6 +161,9 @@ class GuardedTrainer(Trainer):
                 f"after batch {self.batch_total} the model holds NaN or infinity in {len(bad)} tensors: "
                 f"{guards.named(bad)}; nothing of it is saved. Lower optim_conf.lr, or set llm_conf.llm_dtype to fp32"
             )
+        if kwargs.get("step") is not None:
+            # FunASR counts it from where this process began, and a resumed one would train batches again.
+            kwargs["step"] += self._resumed_at
         super().save_checkpoint(epoch, *args, model=model, **kwargs)
 
     def log(self, loss_dict: dict[str, Any], tag: str = "train", **kwargs: Any) -> None:
@@ -157,7 +180,9 @@ class GuardedTrainer(Trainer):
         if not math.isfinite(self.val_loss_avg):
             raise TrainingDiverged(f"the dev loss after batch {self.batch_total} is {self.val_loss_avg}")
         if self.rank == 0:
-            self._write_metrics(epoch, {"eval_loss": self.val_loss_avg, "eval_acc": self.val_acc_avg})
+            # Within an epoch it is given the number of whole ones before.
+            done = epoch + (kwargs["step_in_epoch"] / self._batches if kwargs.get("step_in_epoch") else 0)
+            self._write_metrics(done, {"eval_loss": self.val_loss_avg, "eval_acc": self.val_acc_avg})
 
     def _write_metrics(self, epoch: float, figures: Mapping[str, float]) -> None:
         finite = {name: round(value, 6) if math.isfinite(value) else None for name, value in figures.items()}
@@ -215,12 +240,42 @@ def _nothing_left(split: str) -> str:
     )
 
 
+class _Resumed:
+    """A sampler that leaves out those batches of an epoch that were trained before."""
+
+    def __init__(self, sampler: Any, start_step: int):
+        self.sampler, self.start_step = sampler, start_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return itertools.islice(self.sampler, self.start_step, None)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.sampler.set_epoch(epoch)
+
+
+def _resuming(build: Callable[..., dict[str, Any]], dataset: Any, **kwargs: Any) -> dict[str, Any]:
+    """What FunASR builds for a loader; of its samplers one alone heeds `start_step`."""
+    built = build(dataset, **kwargs)
+    if (start_step := kwargs.get("start_step", 0)) and not hasattr(built["batch_sampler"], "start_step"):
+        built["batch_sampler"] = _Resumed(built["batch_sampler"], start_step)
+    return built
+
+
 @contextmanager
-def guarded(conf: Mapping[str, Any], seed: int) -> Iterator[None]:
-    """Within, FunASR's training program uses the guarded trainer and loader, and saves files whole or not at all."""
+def guarded(conf: Mapping[str, Any], seed: int) -> Iterator[set[str]]:
+    """Within, FunASR's training program uses the guarded trainer and loader, and saves files whole or not at all.
+
+    Gives a set that the training fills with the names of the model's tensors.
+    """
+    names: set[str] = set()
     trainer, save, tables_print = train_ds.Trainer, torch.save, tables.print
     loader, dataset = tables.dataloader_classes["DataloaderMapStyle"], tables.dataset_classes["FunASR"]
-    train_ds.Trainer = type("Trainer", (GuardedTrainer,), {"conf": conf, "seed": seed})
+    train_ds.Trainer = type("Trainer", (GuardedTrainer,), {"conf": conf, "seed": seed, "names": names})
+    samplers = dict(tables.batch_sampler_classes)
+    tables.batch_sampler_classes.update({name: partial(_resuming, build) for name, build in samplers.items()})
     tables.dataloader_classes["DataloaderMapStyle"] = GuardedDataloader
     tables.dataset_classes["FunASR"] = GuardedDataset
     tables.print = lambda *args: None  # hundreds of lines, of every class there is
@@ -238,8 +293,9 @@ def guarded(conf: Mapping[str, Any], seed: int) -> Iterator[None]:
     if fbank is not None and not getattr(features, "_HAS_TORCHAUDIO", False):
         features.fbank = partial(_seeded_fbank, fbank)
     try:
-        yield
+        yield names
     finally:
+        tables.batch_sampler_classes.update(samplers)
         if fbank is not None:
             features.fbank = fbank
         train_ds.Trainer, torch.save, tables.print = trainer, save, tables_print
@@ -273,7 +329,8 @@ def _keep_lines(path: Path, last_step: int) -> None:
     path.write_text("".join(kept), encoding="utf-8")
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all."""
     unfinished = path.with_name(f"{path.name}{UNFINISHED}")
     unfinished.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     unfinished.replace(path)

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from earmark.errors import EarmarkError
+from earmark.funasr_nano.inside.guards import check_safe
+from earmark.funasr_nano.settings import check_no_foreign_code
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +50,13 @@ class Transcriber:
     def __init__(self, model_dir: str, weights: str, max_new_tokens: int, threads: int):
         from funasr import AutoModel
 
+        _check_folder(Path(model_dir))
+        check_safe(Path(weights))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         loaded = AutoModel(
-            model=model_dir, init_param=weights, device=device, ncpu=threads, disable_update=True, disable_pbar=True
-        )
+            model=model_dir, init_param=weights, device=device, ncpu=threads, disable_update=True, disable_pbar=True,
+            trust_remote_code=False,  # said here, or the model's own configuration is asked
+        )  # fmt: skip
         self.model = loaded.model.eval()
         _check_loaded(self.model, Path(weights))
         self.model.llm = self.model.llm.float()
@@ -72,6 +78,7 @@ class Transcriber:
                 told = f"FunASR's environment lacks a package ({error}); make it anew with `make funasr`"
                 raise EarmarkError(told) from None
             except Exception as error:  # FunASR's loading and features fail in many ways, each one line's own
+                _raise_if_poisoned(error)
                 answers[question["id"]] = self._error(question["id"], error)
         answers |= self._generated(prompts)
         share_s = (time.perf_counter() - begun) / max(1, len(questions))
@@ -93,6 +100,7 @@ class Transcriber:
         try:
             return dict(zip(prompts, self._generate(list(prompts.values())), strict=True))
         except Exception as error:  # of memory, for one: alone, most of them will do
+            _raise_if_poisoned(error)
             if len(prompts) == 1:
                 return {row_id: self._error(row_id, error) for row_id in prompts}
             log.warning("a batch of %d failed (%s); its lines are tried one by one", len(prompts), error)
@@ -133,6 +141,25 @@ class Transcriber:
 def _cleaned(text: str) -> str:
     """As FunASR cleans what its models say."""
     return re.sub(r"\s+", " ", text.replace("/sil", " ")).strip()
+
+
+def _check_folder(folder: Path) -> None:
+    """ConfigError if the configuration that FunASR reads in a model folder would run code of the model's own."""
+    said = json.loads((folder / "configuration.json").read_text(encoding="utf-8"))
+    check_no_foreign_code(said)
+    name = said.get("file_path_metas", {}).get("config", "config.yaml")
+    check_no_foreign_code(OmegaConf.to_container(OmegaConf.load(folder / name), resolve=True))
+
+
+def _raise_if_poisoned(error: Exception) -> None:
+    """Raise an error of the GPU after which nothing works in this process; too little memory is none."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return
+    if isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error):
+        raise EarmarkError(
+            f"the GPU failed ({' '.join(str(error).split())[:200]}), and nothing that comes after it in this process "
+            "would be right; run it again, on another GPU if it fails there too"
+        ) from error
 
 
 def _check_loaded(model: torch.nn.Module, weights: Path) -> None:

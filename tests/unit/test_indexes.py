@@ -64,11 +64,11 @@ def build(model: Path, output: Path, terms: list[str], aliases: dict[str, str], 
     return output
 
 
-def heard_by(model: Path) -> dict[str, Any]:
+def heard_by(model: Path, inference: bool = True) -> dict[str, Any]:
     random = np.random.default_rng(0)
     clips = [0.1 * random.standard_normal(samples).astype(np.float32) for samples in (24_000, 16_000)]
     loaded = load_retriever(model)
-    with torch.inference_mode():
+    with torch.inference_mode(inference):
         return loaded(loaded.preprocess(clips) | {"modality": "audio"})
 
 
@@ -269,6 +269,7 @@ def test_an_index_keeps_the_words_that_its_terms_are_weighed_against(models, tmp
     assert index.background is not None and len(set(index.background.words)) == 300
     heard = heard_by(model)
     before = index.scores(heard, 10)
+    assert np.array_equal(before, index.scores(heard_by(model, inference=False), 10))  # whatever gradients it carries
     assert not np.allclose(before, load_index(output, load_retriever(model)).scores(heard, 10))
     assert add_surfaces(tmp_path / "index", model, {"milan": "milan"}) == []
     grown = load_index(tmp_path / "index", load_retriever(model))

@@ -55,6 +55,7 @@ class AlignmentIndex:
     def _units(self) -> Mapping[str, torch.Tensor]:
         return pad_units(self.spellings)
 
+    @torch.no_grad()
     def search(self, heard: Mapping[str, Any], candidates: int) -> tuple[np.ndarray, np.ndarray]:
         """rows[B, K] and their alignment scores[B, K], unordered; K is `candidates`, or all rows if they are fewer."""
         vectors = heard["sentence_embedding"].detach().cpu().numpy()
@@ -107,6 +108,7 @@ class AlignmentIndex:
         rest = count - len(by_sum)
         return np.concatenate([by_sum, np.argpartition(-means, rest)[:rest]])
 
+    @torch.no_grad()
     def locate(self, heard: Mapping[str, Any], chunk: int, rows: Sequence[int]) -> list[tuple[int, int]]:
         """The first and last frame of each of `rows` in one of the heard chunks."""
         one = slice(chunk, chunk + 1)

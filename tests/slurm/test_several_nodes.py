@@ -69,10 +69,9 @@ def _scancel(cluster: Cluster, job: str) -> None:
     cluster.run("scancel", job)
 
 
+@pytest.mark.slurm_full
 @pytest.mark.parametrize(
-    ("end", "state"),
-    [(_of_rank_1, "FAILED"), pytest.param(_scancel, "CANCELLED", marks=pytest.mark.slurm_full)],
-    ids=["a process killed", "scancel"],
+    ("end", "state"), [(_of_rank_1, "FAILED"), (_scancel, "CANCELLED")], ids=["a process killed", "scancel"]
 )
 def test_what_ends_one_process_ends_all_and_the_next_job_goes_on(
     end: Callable,

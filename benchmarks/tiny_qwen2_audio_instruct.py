@@ -9,14 +9,10 @@ already is left as it is. `speech_llm.qwen2_audio.qwen2_audio_model` is where to
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import torch
-from tiny_qwen3 import make_tokenizer
+from tiny_qwen3 import make_tokenizer, write_model
 from transformers import GenerationConfig, Qwen2AudioConfig, Qwen2AudioForConditionalGeneration, Qwen2TokenizerFast
 
-from earmark.artifacts import atomic_folder
 from earmark.speech_llm.qwen2_audio import CHAT_TEMPLATE
 
 SPECIAL_TOKENS = [
@@ -60,20 +56,9 @@ def make_model(
     return model
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write a tiny random Qwen2-Audio with its tokenizer.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--hidden-size", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    if (arguments.folder / "config.json").exists():
-        return
-    with atomic_folder(arguments.folder) as folder:
-        tokenizer = make_tokenizer(folder, CHAT_TEMPLATE, SPECIAL_TOKENS)
-        make_model(tokenizer, arguments.hidden_size, arguments.layers, arguments.seed).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-
 if __name__ == "__main__":
-    main()
+    write_model(
+        "Write a tiny random Qwen2-Audio with its tokenizer.",
+        lambda folder: make_tokenizer(folder, CHAT_TEMPLATE, SPECIAL_TOKENS),
+        make_model,
+    )

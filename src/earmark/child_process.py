@@ -1,4 +1,4 @@
-"""What a program that this process starts has to know of it: when to end."""
+"""Programs that this process starts: how many cores they take, when they end, and what they say when they fail."""
 
 from __future__ import annotations
 
@@ -9,8 +9,24 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+ERRORS = "EARMARK_ERRORS"  # the folder in which a program that fails says why, in a file named after its rank
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+# Snakemake sets all of them to the job's threads, and MKL heeds its own before OpenMP's.
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_GRACE_S = 60  # to end by itself; more than the 30 s after which torchrun's agent kills its processes
+
+
+def variables(threads: int, errors: Path) -> dict[str, str]:
+    """What is set in the environment of a program that may take so many cores, and says in `errors` why it failed."""
+    return {**dict.fromkeys(_THREADS, str(max(1, threads))), ERRORS: str(errors)}
+
+
+def said(errors: Path) -> str | None:
+    """What the first program that failed said of it; None if none said anything."""
+    told = sorted(errors.iterdir())
+    return told[0].read_text(encoding="utf-8") if told else None
 
 
 def end_with_parent() -> None:
@@ -38,3 +54,13 @@ def passing_on_sigterm(running: subprocess.Popen) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def end(running: subprocess.Popen) -> None:
+    """Tell a program to end, torchrun's agent with its processes and srun with its agents; in the end, kill it."""
+    running.terminate()
+    try:
+        running.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        running.kill()
+        running.wait()

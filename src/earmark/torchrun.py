@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -21,15 +20,9 @@ from pathlib import Path
 import torch
 from torch.distributed import TCPStore
 
-from earmark.child_process import end_with_parent, passing_on_sigterm
+from earmark.child_process import ERRORS, end, end_with_parent, passing_on_sigterm, said, variables
 from earmark.errors import ConfigError, EarmarkError
 
-_ERRORS = "EARMARK_ERRORS"  # the folder in which a process that fails says why
-# Snakemake sets all of them to the job's threads, and MKL heeds its own before OpenMP's.
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-# Between asking the agents to end and ending what started them. An agent itself gives its processes 30 s, to write a
-# checkpoint for instance, before it kills them; it must outlive that.
-_GRACE_S = 60
 # What says which job this is. All else that srun sets for a step reads like options to an srun inside that step.
 _SLURM_KEPT = {
     "SLURM_CONF", "SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CLUSTER_NAME", "SLURM_SUBMIT_DIR", "SLURM_SUBMIT_HOST",
@@ -75,8 +68,7 @@ def torchrun(
     errors = folder / "errors"
     errors.mkdir()
     agent = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    own_threads = str(max(1, threads // processes))
-    environment = {**os.environ, **dict.fromkeys(_THREADS, own_threads), _ERRORS: str(errors)}
+    environment = {**os.environ, **variables(threads // processes, errors)}
     if nodes == 1:
         status = _run([*agent, "--standalone", "-m", module, *arguments], environment)
     else:
@@ -89,12 +81,10 @@ def torchrun(
         ]  # fmt: skip
         status = _run([*_srun(nodes, threads), *agent, *meet, "-m", module, *arguments], _of_the_job(environment))
     if status:
-        told = sorted(errors.iterdir())
         count = f"{processes * nodes} training processes" + (f" on {nodes} nodes" if nodes > 1 else "")
         raise EarmarkError(
-            told[0].read_text(encoding="utf-8")
-            if told
-            else f"one of {count} ended without a word of its own (status {status}); its last lines are above. A "
+            said(errors)
+            or f"one of {count} ended without a word of its own (status {status}); its last lines are above. A "
             "process that is killed often had too little memory"
         )
 
@@ -108,7 +98,7 @@ def process() -> Iterator[None]:
     try:
         yield
     except EarmarkError as error:
-        Path(os.environ[_ERRORS], rank).write_text(str(error), encoding="utf-8")
+        Path(os.environ[ERRORS], rank).write_text(str(error), encoding="utf-8")
         sys.exit(1)
 
 
@@ -154,10 +144,5 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
         with passing_on_sigterm(running):
             return running.wait()
     except BaseException:
-        running.send_signal(signal.SIGTERM)
-        try:
-            running.wait(_GRACE_S)
-        except subprocess.TimeoutExpired:
-            running.kill()
-            running.wait()
+        end(running)
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,15 @@ def write_noise(path: Path, samples: int, seed: int = 0) -> Path:
     noise = 0.1 * np.random.default_rng([seed, samples]).standard_normal(samples)
     soundfile.write(path, noise.astype(np.float32), SAMPLE_RATE)
     return path
+
+
+def noise_conversations(folder: Path, answers: Sequence[str]) -> Path:
+    """JSON lines of a conversation about a noise for each of `answers`, the noises of unlike lengths."""
+    rows = [
+        talk(write_noise(folder / f"{number}.wav", 4_000 + 2_000 * number, number), "What is said?", answer)
+        for number, answer in enumerate(answers)
+    ]
+    return write_lines(folder / "train.jsonl", rows)
 
 
 def demo_conversations(demo: Path, folder: Path, count: int) -> Path:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from funasr_model import funasr_python
 
+from earmark import child_process
 from earmark.errors import ConfigError, EarmarkError
 from earmark.funasr_nano import environment
 from earmark.funasr_nano.environment import run
@@ -131,7 +132,7 @@ def test_a_program_that_does_not_end_when_asked_is_ended(tmp_path: Path, monkeyp
         heard.append(int(line))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(environment, "_GRACE_S", 0.2)
+    monkeypatch.setattr(child_process, "_GRACE_S", 0.2)
     monkeypatch.setattr(environment.log, "info", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(stand_in(tmp_path, funasr="1.4.16", body=body), "stand_in", {})
@@ -139,7 +140,7 @@ def test_a_program_that_does_not_end_when_asked_is_ended(tmp_path: Path, monkeyp
 
 
 def test_all_libraries_get_the_same_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in environment._THREADS:
+    for name in child_process._THREADS:
         monkeypatch.setenv(name, "64")
     body = (
         "import os\ndef main(job):\n"

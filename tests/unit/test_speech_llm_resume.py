@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from speech_llm_bases import make_bases, metrics, settings, talk, write_lines, write_noise
+from speech_llm_bases import make_bases, metrics, noise_conversations, settings
 from transformers import Trainer
 
 from earmark.mid_epoch import TrainingTold
@@ -24,13 +23,7 @@ STEPS = 4  # in an epoch, of two batches each
 _training_step = SpeechTrainer.training_step
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """So that sums come out alike in every process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +33,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("noise")
-    rows = [
-        talk(write_noise(folder / f"{number}.wav", 4_000 + 2_000 * number, number), "What is said?", f"a farm {number}")
-        for number in range(8)
-    ]
-    return write_lines(folder / "train.jsonl", rows)
+    return noise_conversations(tmp_path_factory.mktemp("noise"), [f"a farm {number}" for number in range(8)])
 
 
 def chosen(bases: tuple[str, str], noise: Path, output: Path, **changed: Any) -> Settings:

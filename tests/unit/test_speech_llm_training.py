@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,16 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file, save_file
-from speech_llm_bases import demo_conversations, make_bases, metrics, settings, talk, write_lines, write_noise
+from speech_llm_bases import (
+    demo_conversations,
+    make_bases,
+    metrics,
+    noise_conversations,
+    settings,
+    talk,
+    write_lines,
+    write_noise,
+)
 from transformers import Trainer, TrainerState
 
 from earmark import cli
@@ -44,13 +52,7 @@ ANSWERS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """So that sums come out alike in every process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +62,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight conversations about noises of unlike lengths."""
-    folder = tmp_path_factory.mktemp("noise")
-    rows = [
-        talk(write_noise(folder / f"{number}.wav", 4_000 + 2_000 * number, number), "What is said?", answer)
-        for number, answer in enumerate(ANSWERS)
-    ]
-    return write_lines(folder / "train.jsonl", rows)
+    return noise_conversations(tmp_path_factory.mktemp("noise"), ANSWERS)
 
 
 def flags(chosen: Settings) -> list[str]:

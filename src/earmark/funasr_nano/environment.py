@@ -13,16 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from earmark.child_process import end_with_parent
+from earmark.child_process import end, end_with_parent, said, variables
 from earmark.errors import ConfigError, EarmarkError
 
 log = logging.getLogger(__name__)
 
 INSIDE = "earmark.funasr_nano.inside"
 _PACKAGE = Path(__file__).parents[1]
-# Snakemake sets all of them to the job's threads, and MKL heeds its own before OpenMP's.
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-_GRACE_S = 30  # between asking a program to end and ending it
 _LEVEL = re.compile(r"(WARNING|ERROR) (.*)")  # how `inside` marks what is more than information
 _HOW = "make FunASR's environment with `make funasr` (pip) or from envs/funasr.yaml (conda)"
 
@@ -53,20 +50,16 @@ def run(python: Path, module: str, job: Mapping[str, Any], *, processes: int = 1
             command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command += ["-m", INSIDE, module, str(scratch / "job.json")]
         environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONHOME", "VIRTUAL_ENV"}}
-        environment |= dict.fromkeys(_THREADS, str(max(1, threads // processes)))
+        environment |= variables(threads // processes, scratch / "errors")
         environment |= {
             "PYTHONPATH": str(scratch / "path"),
             "PYTHONSAFEPATH": "1",  # what lies in the working directory is not imported
             "PYTHONUNBUFFERED": "1",
             "PYTHONIOENCODING": "utf-8",
-            "EARMARK_ERRORS": str(scratch / "errors"),  # the folder in which a process that fails says why
         }
         status, last_line = _follow(command, environment)
         if status:
-            told = sorted((scratch / "errors").iterdir())
-            raise EarmarkError(
-                told[0].read_text(encoding="utf-8") if told else _without_a_word(module, status, last_line, python)
-            )
+            raise EarmarkError(said(scratch / "errors") or _without_a_word(module, status, last_line, python))
 
 
 def _follow(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
@@ -94,12 +87,7 @@ def _follow(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
                 log.info("%s", line)
         return running.wait(), last_line
     except BaseException:
-        running.terminate()  # torchrun ends its processes
-        try:
-            running.wait(_GRACE_S)
-        except subprocess.TimeoutExpired:
-            running.kill()
-            running.wait()
+        end(running)
         raise
 
 

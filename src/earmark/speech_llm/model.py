@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from earmark.speech_llm.projector import AudioProjector
 WEIGHTS = "trained.safetensors"
 
 
-class SpeechLanguageModel(nn.Module):
+class SpeechLanguageModel(nn.Module, ABC):
     """A causal language model that hears: what the architectures share.
 
     A batch is input_ids[B, L] in which each audio token stands as `audio_id`, attention_mask[B, L] (padding on either
@@ -41,18 +42,18 @@ class SpeechLanguageModel(nn.Module):
     is_spread = False  # over several devices
 
     @property
+    @abstractmethod
     def speaker(self) -> Any:
         """The causal language model of `transformers`."""
-        raise NotImplementedError
 
     @property
     def token_table(self) -> torch.Tensor:
         """The language model's embeddings[vocabulary, hidden]: tells its device and type."""
         return self.speaker.get_input_embeddings().weight
 
+    @abstractmethod
     def hear(self, mel: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """audio[B, T, hidden]: what stands in for a token's embedding, of each clip's first tokens."""
-        raise NotImplementedError
 
     def embed(self, input_ids: torch.Tensor, mel: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """embeddings[B, L, hidden]: the language model's for text, the projector's for audio.
@@ -93,10 +94,11 @@ class SpeechLanguageModel(nn.Module):
                 use_cache=False,
             )
 
+    @abstractmethod
     def _say(
         self, labels: torch.Tensor | None, num_items_in_batch: torch.Tensor | int | None, **given: Any
     ) -> CausalLMOutputWithPast:
-        raise NotImplementedError
+        """Run the language model on `given`, its own arguments; logits and loss as `forward` says."""
 
     @torch.inference_mode()
     def generate(

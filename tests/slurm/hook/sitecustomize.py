@@ -2,7 +2,6 @@
 
 AT names a moment: a file or folder is about to appear under a path that matches this pattern.
     HELD=file     the first job that comes there writes its id and node into the file and waits until `file`.go exists
-    COUNT=2       the second such path, not the first
     EAT_MB=2300   every job that comes there takes so much memory for some seconds
 JOBS_SEEN=folder  every job leaves there the devices it was given, under its id
 """
@@ -14,7 +13,6 @@ import time
 _rename, _replace, _mkdir = os.rename, os.replace, os.mkdir
 _job = os.environ.get("SLURM_JOB_ID")
 _at = os.environ.get("AT")
-_met = set()
 
 
 def _wait(held):
@@ -33,12 +31,11 @@ def _meet(path):
     path = os.fspath(path)
     if not isinstance(path, str) or not fnmatch.fnmatch(path, _at):
         return
-    _met.add(path)
     if "EAT_MB" in os.environ:
         eaten = bytearray(b"x") * (int(os.environ["EAT_MB"]) << 20)
         time.sleep(6)
         del eaten
-    if "HELD" in os.environ and len(_met) == int(os.environ.get("COUNT", 1)):
+    if "HELD" in os.environ:
         _wait(os.environ["HELD"])
 
 

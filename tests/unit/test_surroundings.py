@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from earmark.retrieval import compiled_paths
 from earmark.retrieval.alignment_index import AlignmentIndex
 from earmark.retrieval.background import Background, background_words
-from earmark.retrieval.surroundings import FRAGMENT_COST, UNIT_COST, surroundings
-from earmark.retrieval.term_alignment import alignment_scores, locate
+from earmark.retrieval.surroundings import FRAGMENT_COST, UNIT_COST, Surroundings, surroundings
+from earmark.retrieval.term_alignment import alignment_scores, emissions, locate
 from earmark.retrieval.term_units import TermUnits, pad_units
 from earmark.retrieval.unit_ngrams import UnitNgrams
 
@@ -113,6 +114,43 @@ def test_a_term_scores_by_what_it_adds_and_is_located_where_it_adds_most(rows, t
     first, last = locate(emitted[0], units, counts, found)
     best = {place for place, value in places.items() if value == max(places.values())}
     assert any(begin == first.item() and begin <= last.item() < end for begin, end in best)
+
+
+@given(st.integers(1, 3), st.integers(1, 12), st.integers(1, 9), st.integers(1, 40), st.integers(0, 2**31))
+def test_compiled_scores_are_those_of_pytorch_to_the_last_bit(chunks, frames, terms, longest, seed):
+    random = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, frames + 1, (chunks,), generator=random)
+    emitted = emissions((3 * torch.randn(chunks, frames, 6, generator=random)).log_softmax(-1), lengths)
+    units = torch.randint(1, 6, (chunks, terms, longest), generator=random)
+    counts = torch.randint(1, longest + 1, (chunks, terms), generator=random)
+    costs = 10 * torch.rand(chunks, terms, generator=random)
+
+    def everything() -> tuple[Surroundings, torch.Tensor, torch.Tensor]:
+        around = surroundings(emitted, lengths, units, counts, costs)
+        plain = alignment_scores(emitted, units[0], counts[0])
+        return around, plain, alignment_scores(emitted, units, counts, around)
+
+    compiled, *scores = everything()
+    with pytest.MonkeyPatch.context() as gpu:
+        gpu.setattr(compiled_paths, "can_be_compiled", lambda _: False)
+        stepped, *others = everything()
+    for chunk, length in enumerate(lengths.tolist()):
+        assert torch.equal(compiled.before[chunk, : length + 1], stepped.before[chunk, : length + 1])
+    assert torch.equal(compiled.after, stepped.after)
+    assert torch.equal(compiled.whole, stepped.whole)
+    for score, other in zip(scores, others, strict=True):
+        aligned = other > -5e3  # what is longer than the chunk scores about minus 10,000, and is no match either way
+        assert torch.equal(score[aligned], other[aligned]) and (score[~aligned] <= -5e3).all()
+
+
+def test_a_frame_that_is_not_a_number_spoils_its_own_chunk_alone():
+    emitted = emissions(torch.zeros(2, 4, UNITS + 1).log_softmax(-1), torch.tensor([4, 4]))
+    emitted[1, 3, 2] = torch.nan
+    spelled = pad_units(list(WORDS))
+    units, counts = spelled["units"].expand(2, -1, -1), spelled["unit_counts"].expand(2, -1)
+    around = surroundings(emitted, torch.tensor([4, 4]), units, counts, torch.ones(2, len(WORDS)))
+    scores = alignment_scores(emitted, units, counts, around)
+    assert scores[0].isfinite().all() and scores[1].isnan().all() and around.whole.isnan().tolist() == [False, True]
 
 
 def hearing(said_units: list[int], units: int) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ import torch
 from scipy import sparse
 
 from earmark.retrieval.background import Background
+from earmark.retrieval.ngram_search import NgramSearch
 from earmark.retrieval.surroundings import Surroundings, surroundings
 from earmark.retrieval.term_alignment import alignment_scores, emissions, locate
 from earmark.retrieval.term_units import pad_units
@@ -27,8 +28,8 @@ _LEAST = -100.0  # the score of a term that does not fit at all, as one with mor
 class AlignmentIndex:
     """Row i is a term spelled `spellings[i]` in units (ids from 1 to `inventory_size`).
 
-    N-gram vectors are sparse, some fifteen of 1,560 dimensions: a compressed matrix of them is searched exactly, in
-    less memory and time than a dense index would take for an approximate answer (docs/design.md has the figures).
+    N-gram vectors are sparse, some twenty of 1,560 dimensions, and searched exactly (`ngram_search`), in less memory
+    and time than a dense index would take for an approximate answer (docs/design.md has the figures).
 
     With a `background` a score says by how much a chunk is explained better with the term than without it (see
     `surroundings`), else how much of the term is heard.
@@ -40,20 +41,17 @@ class AlignmentIndex:
         self.background = background
 
     @cached_property
-    def _ngrams(self) -> sparse.csr_matrix:
+    def _ngrams(self) -> NgramSearch:
         units = self._units["units"].numpy()
         blocks = [
             sparse_ngram_vectors(units[row : row + _ROWS], self.inventory_size) for row in range(0, len(units), _ROWS)
         ]
-        return sparse.vstack(blocks, format="csr", dtype=np.float32)
-
-    @cached_property
-    def _ngram_counts(self) -> np.ndarray:
-        return np.diff(self._ngrams.indptr).astype(np.float32)
+        return NgramSearch.of(sparse.vstack(blocks, format="csr", dtype=np.float32), self.inventory_size)
 
     @cached_property
     def _units(self) -> Mapping[str, torch.Tensor]:
-        return pad_units(self.spellings)
+        # Half as wide as PyTorch wants them for an index: the rows of candidates are fetched from all over this table.
+        return {name: values.to(torch.int32) for name, values in pad_units(self.spellings).items()}
 
     @torch.no_grad()
     def search(self, heard: Mapping[str, Any], candidates: int) -> tuple[np.ndarray, np.ndarray]:
@@ -100,13 +98,8 @@ class AlignmentIndex:
         """
         if len(self.spellings) <= count:
             return np.arange(len(self.spellings))
-        sums = self._ngrams @ vector
-        first = count - round(_BY_MEAN * count)
-        by_sum = np.argpartition(-sums, first)[:first]
-        means = sums / self._ngram_counts
-        means[by_sum] = -np.inf
-        rest = count - len(by_sum)
-        return np.concatenate([by_sum, np.argpartition(-means, rest)[:rest]])
+        by_mean = round(_BY_MEAN * count)
+        return self._ngrams.best(vector, count - by_mean, by_mean)
 
     @torch.no_grad()
     def locate(self, heard: Mapping[str, Any], chunk: int, rows: Sequence[int]) -> list[tuple[int, int]]:

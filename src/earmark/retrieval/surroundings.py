@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+
+from earmark.retrieval import compiled_paths
+from earmark.retrieval.compiled_paths import NEVER
 
 # Nats, chosen on the demo's dev chunks, where 4 to 8 a fragment with 3.5 to 5 a unit reject alike.
 FRAGMENT_COST = 8.0  # of a piece that is no known word; half of it where the piece is cut off by an end of the chunk
 UNIT_COST = 3.5  # of each unit of such a piece
-_NEVER = -1e4
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,29 @@ def surroundings(
 
     The words are each chunk's own: units[B, N, L] of which unit_counts[B, N] count, and costs[B, N] in nats.
     """
+    if compiled_paths.can_be_compiled(emitted):
+        return _compiled(emitted, lengths, units, unit_counts, costs)
+    return _in_pytorch(emitted, lengths, units.long(), unit_counts.long(), costs)
+
+
+def _compiled(
+    emitted: torch.Tensor, lengths: torch.Tensor, units: torch.Tensor, unit_counts: torch.Tensor, costs: torch.Tensor
+) -> Surroundings:
+    frames, after = compiled_paths.frames(emitted), torch.full((len(emitted), emitted.shape[1] + 1), NEVER)
+    before, whole = torch.empty_like(after), after.new_empty(len(emitted))
+    behind = np.empty(after.shape[1], np.float32)
+    fees = np.float32(FRAGMENT_COST / 2), np.float32(UNIT_COST)
+    for chunk, length in enumerate(lengths.tolist()):
+        words = compiled_paths.ids(units[chunk]), unit_counts[chunk].numpy(), costs[chunk].numpy()
+        whole[chunk] = compiled_paths.explain(frames[chunk], length, False, *words, *fees, before[chunk].numpy())
+        compiled_paths.explain(frames[chunk], length, True, *words, *fees, behind)
+        after[chunk, : length + 1] = torch.from_numpy(behind[length::-1].copy())
+    return Surroundings(before, after, whole)
+
+
+def _in_pytorch(
+    emitted: torch.Tensor, lengths: torch.Tensor, units: torch.Tensor, unit_counts: torch.Tensor, costs: torch.Tensor
+) -> Surroundings:
     frames = torch.arange(emitted.shape[1], device=emitted.device)
     mirror = (lengths[:, None] - 1 - frames).where(frames < lengths[:, None], frames)
     turned = emitted.gather(1, mirror[:, :, None].expand_as(emitted))
@@ -51,7 +77,7 @@ def surroundings(
     )
     before, behind = borders.chunk(2)
     left = lengths[:, None] - torch.arange(emitted.shape[1] + 1, device=emitted.device)
-    after = behind.gather(1, left.clamp(min=0)).masked_fill(left < 0, _NEVER)
+    after = behind.gather(1, left.clamp(min=0)).masked_fill(left < 0, NEVER)
     return Surroundings(before, after, wholes.chunk(2)[0])
 
 
@@ -61,12 +87,12 @@ def _explain(
     """before[B, T + 1] and whole[B]: see `Surroundings`."""
     chunks = len(emitted)
     flat, ends = units.flatten(1), (unit_counts - 1)[..., None]
-    reached = emitted.new_full(units.shape, _NEVER)  # the best path that ends in each unit of each word, here
+    reached = emitted.new_full(units.shape, NEVER)  # the best path that ends in each unit of each word, here
     entered = torch.empty_like(reached)
-    fragment = emitted.new_full((chunks, emitted.shape[2] - 1), _NEVER)  # in each unit of a fragment
+    fragment = emitted.new_full((chunks, emitted.shape[2] - 1), NEVER)  # in each unit of a fragment
     at_border = emitted.new_zeros(chunks)
     opening = emitted.new_zeros(chunks)  # nothing but blanks so far: a fragment here is cut off by the chunk's start
-    in_fragment = emitted.new_full((chunks,), _NEVER)
+    in_fragment = emitted.new_full((chunks,), NEVER)
     borders, wholes = [at_border], [at_border]
     for frame in emitted.unbind(dim=1):
         here, blank = frame.gather(1, flat).view(units.shape), frame[:, 0]

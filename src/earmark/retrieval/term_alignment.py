@@ -11,13 +11,15 @@ Khattab and Zaharia (2020), "ColBERT", https://arxiv.org/abs/2004.12832, with or
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
+from earmark.retrieval import compiled_paths
+from earmark.retrieval.compiled_paths import NEVER
 from earmark.retrieval.surroundings import Surroundings
 
 UNIT_BONUS = 2.5
 FLOOR = 0.003  # probability below which a unit is as good as absent: bounds what one bad frame can cost
-_NEVER = -1e4
 
 
 def emissions(log_probs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -28,7 +30,7 @@ def emissions(log_probs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     raised = (log_probs.exp() + FLOOR).log()
     short = raised - raised.amax(dim=-1, keepdim=True)
     real = torch.arange(log_probs.shape[1], device=log_probs.device) < lengths.to(log_probs.device)[:, None]
-    return short.masked_fill(~real[:, :, None], _NEVER)
+    return short.masked_fill(~real[:, :, None], NEVER)
 
 
 def alignment_scores(
@@ -44,12 +46,35 @@ def alignment_scores(
     gradients follow the best path. With `around`, a score is by how much the chunk is explained better with the term
     than without, and no bonus is earned.
     """
+    units = units.expand(len(emitted), *units.shape[-2:])
+    counts = unit_counts.expand(len(emitted), units.shape[1])
+    if compiled_paths.can_be_compiled(emitted):
+        return _compiled_scores(emitted, units, counts, around)
+    return _scores_in_pytorch(emitted, units.long(), counts.long(), around)
+
+
+def _compiled_scores(
+    emitted: torch.Tensor, units: torch.Tensor, counts: torch.Tensor, around: Surroundings | None
+) -> torch.Tensor:
+    frames, scores = compiled_paths.frames(emitted), np.empty(counts.shape, np.float32)
+    free = np.zeros((len(frames), frames.shape[1] + 1), np.float32)
+    before, after = (free, free) if around is None else (around.before.numpy(), around.after.numpy())
+    bonus = np.float32(UNIT_BONUS if around is None else 0.0)
+    for chunk in range(len(frames)):
+        compiled_paths.align(
+            frames[chunk], compiled_paths.ids(units[chunk]), counts[chunk].numpy(), before[chunk], after[chunk], bonus,
+            scores[chunk],
+        )  # fmt: skip
+    found = torch.from_numpy(scores)
+    return found if around is None else found - around.whole[:, None]
+
+
+def _scores_in_pytorch(
+    emitted: torch.Tensor, units: torch.Tensor, counts: torch.Tensor, around: Surroundings | None
+) -> torch.Tensor:
     bonus = UNIT_BONUS if around is None else 0.0
-    chunks = len(emitted)
-    units = units.expand(chunks, *units.shape[-2:])
-    counts = unit_counts.expand(chunks, units.shape[1])
     flat = units.flatten(1)
-    reached = emitted.new_full(units.shape, _NEVER)  # the best path that ends in each unit, here
+    reached = emitted.new_full(units.shape, NEVER)  # the best path that ends in each unit, here
     best = reached
     entry = emitted.new_zeros(*units.shape[:2], 1)  # a term may begin anywhere
     for number, frame in enumerate(emitted.unbind(dim=1)):
@@ -74,7 +99,7 @@ def locate(
     bonus = UNIT_BONUS if around is None else 0.0
     rows, longest = units.shape
     last_unit = (unit_counts - 1)[:, None]
-    reached = emitted.new_full((rows, longest), _NEVER)
+    reached = emitted.new_full((rows, longest), NEVER)
     began = torch.zeros(rows, longest, dtype=torch.long)
     entry = emitted.new_zeros(rows, 1)
     best = emitted.new_full((rows,), -torch.inf)

@@ -14,6 +14,8 @@ import torch
 from scipy import sparse
 from sentence_transformers.base.modules import Module
 
+from earmark.retrieval import compiled_paths
+from earmark.retrieval.compiled_paths import NEVER
 from earmark.retrieval.module_files import SavedModule
 from earmark.retrieval.term_alignment import emissions
 
@@ -73,10 +75,14 @@ def _heard(best: torch.Tensor) -> torch.Tensor:
 
 def _best_moments(emitted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The best path of each pair [B, U, U] and each unit [B, U] anywhere in emitted[B, T, U + 1]."""
+    chunks, units = len(emitted), emitted.shape[2] - 1
+    one = emitted.new_full((chunks, units), NEVER)
+    two = emitted.new_full((chunks, units, units), NEVER)
+    if compiled_paths.can_be_compiled(emitted):
+        for frames, best_one, best_two in zip(compiled_paths.frames(emitted), one.numpy(), two.numpy(), strict=True):
+            compiled_paths.best_moments(frames, best_one, best_two)
+        return two, one
     blank, spoken = emitted[:, :, :1], emitted[:, :, 1:]
-    chunks, _, units = spoken.shape
-    one = emitted.new_full((chunks, units), -1e4)
-    two = emitted.new_full((chunks, units, units), -1e4)
     best_one, best_two = one, two
     for here, rest in zip(spoken.unbind(1), torch.maximum(spoken, blank).unbind(1), strict=True):
         two = torch.maximum(two + rest[:, None, :], one[:, :, None] + here[:, None, :])

@@ -56,7 +56,11 @@ def encode_frames(
     encoder: WhisperEncoder, mel: torch.Tensor, lengths: torch.Tensor, layer: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`encode_states`, then means of two neighbours: frames[B, F, dim] (40 ms each) and each clip's frames[B]."""
-    states = encode_states(encoder, mel, lengths, layer)
+    return frames_of(encode_states(encoder, mel, lengths, layer), lengths)
+
+
+def frames_of(states: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means of two neighbours among states[B, T, dim], of which lengths[B] are real, as `encode_frames` gives them."""
     states = nn.functional.pad(states, (0, 0, 0, states.shape[1] % STATES_PER_FRAME))
     sums = states.unflatten(1, (-1, STATES_PER_FRAME)).sum(dim=2)
     starts = torch.arange(0, states.shape[1], STATES_PER_FRAME, device=states.device)

@@ -10,7 +10,8 @@ from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from earmark.retrieval.encoders import FrozenEncoder
-from earmark.retrieval.whisper import encode_frames, load_encoder, resolve_layer
+from earmark.retrieval.packed_whisper import PackedWhisper, can_be_packed
+from earmark.retrieval.whisper import encode_frames, frames_of, load_encoder, resolve_layer
 from earmark.whisper import log_mel
 
 
@@ -22,6 +23,7 @@ class WhisperFrames(FrozenEncoder):
     def __init__(self, encoder_config: dict[str, Any], layer: int, encoder: WhisperEncoder | None = None):
         super().__init__(encoder if encoder is not None else WhisperEncoder(WhisperConfig(**encoder_config)))
         self.layer = layer
+        self._packed: tuple[Any, PackedWhisper] | None = None  # and the weights that were packed
         self.name = f"{layer} of {self.encoder.config.encoder_layers} layers of Whisper's encoder"
 
     @classmethod
@@ -41,4 +43,21 @@ class WhisperFrames(FrozenEncoder):
         return log_mel(self.extractor, clips)
 
     def encode_mel(self, mel: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if can_be_packed(self.encoder):
+            return frames_of(self._packed_encoder().states(mel.float(), lengths), lengths)
         return encode_frames(self.encoder, mel, lengths, self.layer)
+
+    def _packed_encoder(self) -> PackedWhisper:
+        weights = [(id(weight), weight.data_ptr(), _version(weight)) for weight in self.encoder.parameters()]
+        if self._packed is None or self._packed[0] != weights:
+            self._packed = weights, PackedWhisper(self.encoder, self.layer)
+        return self._packed[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the packed weights, which are nothing that can be pickled."""
+        return {**self.__dict__, "_packed": None}
+
+
+def _version(weight: torch.Tensor) -> int:
+    """How often a weight was written to, as when another model is loaded into it."""
+    return -1 if weight.is_inference() else weight._version

@@ -11,6 +11,11 @@ PLAN = LOGS / "plan.json"
 
 
 onstart:
+    try:
+        on_slurm = slurm_log_folder(workflow.executor_settings) is not None
+        check_gpu_ids(config["train"], on_slurm=on_slurm)
+    except EarmarkError as error:
+        raise WorkflowError(str(error)) from None
     write_plan(
         PLAN,
         planned_jobs(workflow.dag),

@@ -1,5 +1,7 @@
 from pathlib import Path
 
+import torch
+
 from earmark.logs import job_log
 from earmark.pronunciations import read_lexicon
 from earmark.retrieval.augmentation import FrameAugmentation
@@ -7,11 +9,13 @@ from earmark.retrieval.hard_negatives import read_hard_negatives
 from earmark.retrieval.launch import train_in_processes
 from earmark.retrieval.recipes import recipe_of
 from earmark.retrieval.train import Schedule
+from earmark.training_gpus import check_visible, training_gpus
 
-with job_log(snakemake.log[0]):
+# How it is run, which shapes no artifact: no parameters of the rule, so that a change makes nothing again.
+run = snakemake.config["train"]
+with job_log(snakemake.log[0]), training_gpus(run):
+    check_visible(run["gpu_ids"], torch.cuda.device_count())
     params, inputs = snakemake.params, snakemake.input
-    # How it is run, which shapes no artifact: no parameters of the rule, so that a change makes nothing again.
-    run = snakemake.config["train"]
     lexicon = read_lexicon(Path(inputs.lexicon)) if inputs.lexicon else {}
     hard_negatives = read_hard_negatives(Path(inputs.hard_negatives)) if inputs.hard_negatives else None
     train_in_processes(

@@ -3,8 +3,10 @@ from pathlib import Path
 from earmark.funasr_nano.train import train_funasr_nano
 from earmark.logs import job_log
 from earmark.packed_wavs import check_unpacked
+from earmark.training_gpus import training_gpus
 
-with job_log(snakemake.log[0]):
+run = snakemake.config["train"]
+with job_log(snakemake.log[0]), training_gpus(run):
     params, inputs = snakemake.params, snakemake.input
     check_unpacked([Path(path) for path in inputs.wavs], Path(inputs.train))
     train_funasr_nano(
@@ -13,6 +15,7 @@ with job_log(snakemake.log[0]):
         dev_lines=Path(inputs.dev),
         output=Path(snakemake.output[0]),
         processes=params.processes,
+        gpu_ids=run["gpu_ids"],
         threads=snakemake.threads,
         seed=params.seed,
         max_rejected_fraction=params.max_rejected_fraction,

@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from earmark.funasr_nano.lines import Limits, prepare_lines
 from earmark.funasr_nano.model_folder import find_model, write_model_files
 from earmark.funasr_nano.settings import check_conf, merged, training_conf
 from earmark.funasr_nano.transcribe import smoke_transcription
+from earmark.training_gpus import check_visible
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +47,13 @@ def train_funasr_nano(
     seed: int,
     max_rejected_fraction: float,
     flags: Mapping[str, Any] | None = None,
+    gpu_ids: Sequence[int] | None = None,
 ) -> None:
     """Train on `train_lines`, choose on `dev_lines`, and write the model directory `output`.
 
     `section`: the configuration's `funasr_nano` (model_dir, python, conf, and FunASR's keys over that file); `flags`
-    are laid over it. The lines are ChatML, or the older source/target, and are checked first (`lines.prepare_lines`).
+    are laid over it. `gpu_ids`: the GPUs to train on, where the caller has chosen some (`training_gpus`). The lines are
+    ChatML, or the older source/target, and are checked first (`lines.prepare_lines`).
 
     `output` holds which_model.json (which file to use, and why), model.pt.best, model.pt.avg*, model.pt (the last) and
     model.pt.ep* (checkpoints, with the optimiser's state), config.yaml, configuration.json and the tokenizer's folder,
@@ -76,6 +79,7 @@ def train_funasr_nano(
     whole = merged(model.with_paths(), conf)
     check_conf(whole)
     found = _check(python, conf, whole, processes)
+    check_visible(gpu_ids, found["cuda"])
     work = output.parent / f".{output.name}.training"
     key = _training_key(whole, [train_lines, dev_lines], seed, processes, max_rejected_fraction, found)
     _begin(work, key, resume=bool(conf.get("train_conf", {}).get("resume", True)))

@@ -17,6 +17,8 @@ include: "rules/train.smk"
 include: "rules/speech_llm.smk"
 include: "rules/funasr_nano.smk"
 include: "rules/index.smk"
+include: "rules/folds.smk"
+include: "rules/hints.smk"
 include: "rules/evaluate.smk"
 include: "rules/report.smk"
 

@@ -28,15 +28,16 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What a rule's time grows with, and the folder of its benchmarks below logs/{run}/benchmarks. Left out is what takes
-# less than a minute in all whatever the corpus, and evaluation, whose chunks one chooses.
+# What a rule's time grows with, and its benchmarks below logs/{run}/benchmarks, for one of the retrievers. Left out is
+# what takes less than a minute in all whatever the corpus, and evaluation, whose chunks one chooses.
 GROWS_WITH = {
-    "corpus_shard": ("hour", "corpus"),
-    "align_shard": ("hour", "align"),
-    "chunks_shard": ("hour", "chunks"),
-    "export_wavs": ("split chunk", "export_wavs"),
-    "encode": ("split chunk", "encode"),
-    "train_backend": ("split chunk", "train"),
+    "corpus_shard": ("hour", "corpus/*.tsv"),
+    "align_shard": ("hour", "align/*.tsv"),
+    "chunks_shard": ("hour", "chunks/*.tsv"),
+    "export_wavs": ("split chunk", "export_wavs/*.tsv"),
+    "encode": ("split chunk", "encode/{backend}.*.tsv"),
+    "train_backend": ("split chunk", "train/{backend}.tsv"),
+    "train_fold": ("split chunk", "folds/*/train.{backend}.tsv"),
 }
 FOLDERS = {
     "corpus": "hour",
@@ -91,13 +92,9 @@ def plan(configfile: Path) -> Plan:
     return Plan(jobs, wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e3)
 
 
-def cpu_s(folder: Path, backend: str) -> tuple[float, float]:
-    """CPU time of a rule's jobs in a finished run, one backend's where it has several, and their wall time."""
-    rows = []
-    for path in sorted(folder.glob("*.tsv")):
-        if path.name.startswith("retriever") and path.name.split(".")[0] != backend:
-            continue
-        rows += list(csv.DictReader(path.open(), delimiter="\t"))
+def cpu_s(folder: Path, pattern: str) -> tuple[float, float]:
+    """CPU time of a rule's jobs in a finished run, and their wall time."""
+    rows = [row for path in sorted(folder.glob(pattern)) for row in csv.DictReader(path.open(), delimiter="\t")]
     return sum(float(row["cpu_time"]) for row in rows), sum(float(row["s"]) for row in rows)
 
 
@@ -142,8 +139,9 @@ def main() -> None:
     )
 
     print(f"\n{'rule':<16}{'jobs':>6}  {'unit':<12}{'CPU s a unit':>13}{'core-hours':>12}{'hours a job':>13}")
-    for rule, (unit, folder) in GROWS_WITH.items():
-        used, wall = cpu_s(ROOT / "logs" / arguments.run / "benchmarks" / folder, arguments.backend)
+    for rule, (unit, pattern) in GROWS_WITH.items():
+        benchmarks = ROOT / "logs" / arguments.run / "benchmarks"
+        used, wall = cpu_s(benchmarks, pattern.format(backend=arguments.backend))
         rate, jobs = used / measured[unit], planned.jobs.get(rule, 0)
         if not jobs or not wall:
             continue

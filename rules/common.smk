@@ -8,11 +8,13 @@ from earmark.errors import EarmarkError
 from earmark.retrieval.section import check_retrieval
 from earmark.speech_llm.section import backend_flags, check_section
 from earmark.speech_llm.settings import ARCHITECTURES
+from earmark.training_gpus import check_gpu_ids
 
 try:
     check_config(config, Path(workflow.basedir) / "workflow/schemas/config.schema.yaml")
     check_section(config["speech_llm"], config["train"]["backends"])
     check_retrieval(config["retrieval"], config["train"]["schedule"])
+    check_gpu_ids(config["train"], on_slurm=False)
 except EarmarkError as error:
     raise WorkflowError(str(error)) from None
 
@@ -37,7 +39,13 @@ SPEECH_LLM_FLAGS = {
 MATCHES = ["letters", "phonemes"] if config["evaluate"]["transcripts"] else []
 EVALUATED = [*BACKENDS, *(f"transcript_{match}" for match in MATCHES), *SPEECH_LLMS]
 FIGURES = {
-    name: value for name, value in config["evaluate"].items() if name != "transcripts"
+    name: value
+    for name, value in config["evaluate"].items()
+    if name not in {"transcripts", "held_out_chunks"}
+}
+# What folds hold out helps to set the retriever's threshold; the control's is set on dev alone, as that of transcripts.
+HELD_OUT_CHUNKS = dict.fromkeys(BACKENDS, 0) | {
+    "retriever": config["evaluate"]["held_out_chunks"]
 }
 INTERACTION = config["retrieval"]["interaction"]
 # Whether a retriever's stages run a language model, which wants a GPU, and memory to load it.
@@ -96,3 +104,12 @@ def grows(mem_mb, runtime_min, gpus=0, nodes=1):
 def optional(path):
     """A path from the configuration as an input: nothing where it is null."""
     return [] if path is None else path
+
+
+def of_folds(name):
+    """An artifact of every fold, by its name there: an input of those backends whose threshold folds help to set."""
+    return lambda wildcards: [
+        DATA / f"folds/{fold}" / name.format(**wildcards)
+        for fold in FOLDS
+        if HELD_OUT_CHUNKS[wildcards.backend]
+    ]

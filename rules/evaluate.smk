@@ -1,4 +1,4 @@
-# evaluate: models/ + index/ + features/ + splits/ -> evaluation/{backend}/
+# evaluate: models/ + index/ + features/ + splits/, and what the folds trained -> evaluation/{backend}/
 
 
 rule evaluate_backend:
@@ -12,6 +12,9 @@ rule evaluate_backend:
         alt2main=rules.glossary.output.alt2main,
         index=DATA / "index/{backend}",
         word_list=optional(config["evaluate"]["word_list"]),
+        fold_models=of_folds("models/{backend}"),
+        fold_indexes=of_folds("index/{backend}"),
+        held_out=of_folds("held_out.parquet"),
     output:
         metrics=DATA / "evaluation/{backend}/metrics.json",
         predictions=DATA / "evaluation/{backend}/predictions.parquet",
@@ -22,7 +25,9 @@ rule evaluate_backend:
     threads: 1
     resources:
         **grows(
-            mem_mb=3000 + LANGUAGE_MODEL_MB,
+            # A fold's retriever is in memory beside the run's.
+            mem_mb=3000
+            + LANGUAGE_MODEL_MB * (2 if config["evaluate"]["held_out_chunks"] else 1),
             runtime_min=240,
             gpus=int(LANGUAGE_MODEL),
         ),
@@ -30,6 +35,7 @@ rule evaluate_backend:
         figures=FIGURES,
         seed=config["seed"],
         candidates=config["retrieval"][INTERACTION]["candidates"],
+        held_out_chunks=lambda wildcards: HELD_OUT_CHUNKS[wildcards.backend],
     message:
         "Evaluating {wildcards.backend}"
     script:

@@ -49,7 +49,8 @@ rule export_split:
         **grows(mem_mb=1000, runtime_min=60),
     params:
         task=EXPORT["task"],
-        prompt=EXPORT[f"{EXPORT['task']}_prompt"],
+        # A function: in a text, Snakemake would take braces for wildcards.
+        prompt=lambda wildcards: EXPORT[f"{EXPORT['task']}_prompt"],
         tokenizer=EXPORT["tokenizer"],
         shards=SHARDS,
         wav_root=WAV_ROOT,

@@ -1,14 +1,17 @@
-# speech_llm: export/conversation/ -> models/{speech_llm}/ -> answers/{speech_llm}/{split}.parquet
+# speech_llm: export/conversation/, or hints/conversation/ -> models/{speech_llm}/ -> answers/{speech_llm}/{split}.parquet
 # -> evaluation/{speech_llm}/, for the speech language models that train.backends names beside the retriever
 
 # Of each process: a model of 1 B parameters or so, or Qwen2-Audio's 8 B.
 SPEECH_LLM_MB = {"whisper_qwen3": 6_000, "qwen2_audio": 6_000 + QWEN2_AUDIO_MB}
 
+HINTED = config["speech_llm"]["hints"] > 0
+CONVERSATIONS = DATA / ("hints/conversation" if HINTED else "export/conversation")
+
 
 rule train_speech_llm:
     input:
-        train=DATA / "export/conversation/train.jsonl",
-        dev=DATA / "export/conversation/dev.jsonl",
+        train=CONVERSATIONS / "train.jsonl",
+        dev=CONVERSATIONS / "dev.jsonl",
         wavs=[DATA / f"export/wavs/{shard}" for shard in SHARDS],
     output:
         directory(DATA / "models/{speech_llm}"),
@@ -39,7 +42,7 @@ rule train_speech_llm:
 rule answer_split:
     input:
         model=DATA / "models/{speech_llm}",
-        lines=DATA / "export/conversation/{split}.jsonl",
+        lines=CONVERSATIONS / "{split}.jsonl",
         wavs=[DATA / f"export/wavs/{shard}" for shard in SHARDS],
     output:
         DATA / "answers/{speech_llm}/{split}.parquet",
@@ -73,6 +76,10 @@ rule evaluate_answers:
         alt2main=rules.glossary.output.alt2main,
         retriever_metrics=DATA / "evaluation/retriever/metrics.json",
         retriever_predictions=DATA / "evaluation/retriever/predictions.parquet",
+        hints=[
+            CONVERSATIONS / f"{split}.counts.json"
+            for split in (SPLITS if HINTED else [])
+        ],
     output:
         metrics=DATA / "evaluation/{speech_llm}/metrics.json",
         predictions=DATA / "evaluation/{speech_llm}/predictions.parquet",

@@ -27,7 +27,12 @@ rule encode:
     input:
         chunks=DATA / "chunks/{shard}.parquet",
         # A limit leaves most chunks of a large corpus out. Without one, encoding need not wait for the splits.
-        splits=(rules.splits.output if config["splits"]["max_chunks_per_term"] else []),
+        splits=(
+            rules.splits.output
+            if config["splits"]["max_chunks_per_term"]
+            or config["splits"]["max_train_chunks"]
+            else []
+        ),
     output:
         DATA / "features/{backend}/{shard}.parquet",
     log:

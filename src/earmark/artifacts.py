@@ -138,6 +138,7 @@ ANSWER_PREDICTIONS = pa.schema(
         ("chunk_id", pa.string()),
         ("split", pa.string()),
         ("speaker_id", pa.string()),
+        ("seen_speaker", pa.bool_()),  # is the speaker heard in train?
         ("has_term", pa.bool_()),
         ("main_term", pa.string()),
         ("seen_term", pa.bool_()),
@@ -154,11 +155,20 @@ PREDICTIONS = pa.schema(
         ("chunk_id", pa.string()),
         ("split", pa.string()),
         ("speaker_id", pa.string()),
+        ("seen_speaker", pa.bool_()),  # is the speaker heard in train?
         ("has_term", pa.bool_()),
         ("main_term", pa.string()),
         ("seen_term", pa.bool_()),
         ("rank", pa.int64()),  # of the spoken main term, from 1; null for a no-term chunk
         ("top_terms", pa.list_(pa.string())),  # best first
+        ("top_scores", pa.list_(pa.float64())),
+    ]
+)
+RANKINGS = pa.schema(
+    [
+        ("chunk_id", pa.string()),
+        ("speaker_id", pa.string()),
+        ("top_terms", pa.list_(pa.string())),  # main terms, best first
         ("top_scores", pa.list_(pa.float64())),
     ]
 )

@@ -55,6 +55,7 @@ def config(small_config: dict[str, Any]) -> dict[str, Any]:
     return {
         **small_config,
         "retrieval": {"random_control": False},
+        "evaluate": {**small_config["evaluate"], "held_out_chunks": 0},
         "export": {"formats": ["conversation"], "interchange": True},
     }
 

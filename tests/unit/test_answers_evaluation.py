@@ -16,6 +16,7 @@ from speech_llm_bases import make_tokenizer
 from earmark.artifacts import ANSWERS, PREDICTIONS, SPLITS, write_json, write_table
 from earmark.errors import InputError
 from earmark.evaluation.answers import evaluate_answers
+from earmark.evaluation.speakers import NO_SEEN_SPEAKER
 from earmark.evaluation.term_answers import (
     ListedTerms,
     Outcome,
@@ -159,7 +160,7 @@ RANKED = [
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """The artifacts that the evaluation reads."""
-    splits = {"train": [row("x", "kidney", True, "kidney")], "dev": TEST, "test": TEST}
+    splits = {"train": [{**row("x", "kidney", True, "kidney"), "speaker_id": "u"}], "dev": TEST, "test": TEST}
     for split, rows in splits.items():
         write_table(tmp_path / f"splits/{split}.parquet", pa.Table.from_pylist(rows, schema=SPLITS))
     write_json(tmp_path / "glossary.json", {term: {"term": form, "aliases": []} for term, form in DISPLAY.items()})
@@ -237,6 +238,32 @@ def test_under_the_task_transcribe_transcripts_are_what_is_learned_and_what_is_m
     said = {name: text.removesuffix("<|im_end|>") for name, text in learned.items()}
     test = evaluate(run, said, "transcribe")["test"]
     assert (test["transcript"]["words"], test["transcript"]["wer"], test["false_rejection"]) == (10, 0.0, 0.0)
+
+
+def test_chunks_of_speakers_that_training_hears_are_measured_by_themselves(run: Path) -> None:
+    heard = [{**chunk, "chunk_id": f"{chunk['chunk_id']}-u", "speaker_id": "u"} for chunk in TEST]
+    answers = {**ANSWERED, "t0-u": "none", "t1-u": "kilimanjaro", "n0-u": "kidney"}
+    ranked = [*RANKED, *({**line, "chunk_id": f"{line['chunk_id']}-u"} for line in RANKED)]
+    alone = {task: evaluate(run, ANSWERED, task)["test"] for task in ("spot_terms", "transcribe")}
+    assert alone["spot_terms"]["seen_speakers"] == NO_SEEN_SPEAKER
+
+    write_table(run / "splits/test.parquet", pa.Table.from_pylist([*TEST, *heard], schema=SPLITS))
+    write_table(run / "retriever.parquet", pa.Table.from_pylist(ranked, schema=PREDICTIONS))
+    for task, before in alone.items():
+        test = evaluate(run, answers, task)["test"]
+        seen = test.pop("seen_speakers")
+        before.pop("seen_speakers")
+        assert test == before
+        assert (seen["n_term"], seen["n_no_term"], seen["not_answered"]) == (2, 1, 2)
+        assert {group: share["value"] for group, share in seen["recall"].items()} == {
+            "all": 1 / 2,
+            "seen": 0,
+            "unseen": 1,
+        }
+        assert (seen["rejected_no_term"], seen["false_rejection"]) == (0.0, 1 / 2)
+        assert seen["retriever"]["recall"]["all"]["found"] == 2
+    written = pq.read_table(run / "predictions.parquet").to_pylist()
+    assert {line["chunk_id"] for line in written if line["seen_speaker"]} == {"t0-u", "t1-u", "n0-u"}
 
 
 def test_answers_about_other_chunks_are_refused(run: Path) -> None:

@@ -140,8 +140,9 @@ def test_the_section_holds_every_flag_with_its_default(repo: Path) -> None:
     section |= own
     for name in named:
         assert section.pop(name)
-    assert {"answer_batch_size", "max_new_tokens"} <= section.keys()
-    assert {name: section[name] for name in section.keys() - {"answer_batch_size", "max_new_tokens"}} == {
+    workflows = {"answer_batch_size", "max_new_tokens", "hints", "hint_prompt"}
+    assert workflows <= section.keys()
+    assert {name: section[name] for name in section.keys() - workflows} == {
         name: value for name, value in defaults.items() if name not in named
     }
 

@@ -66,6 +66,7 @@ def test_the_funnel_adds_up_end_to_end(tmp_path):
         "speakers": ["speaker0", "speaker1"], "hours": 0.6667,
     }  # fmt: skip
     assert result["splits"]["dev"]["chunks"] == 0
+    assert result["seen_test_speakers"] == {"chunks": 2, "speakers": ["speaker0", "speaker1"]}
 
 
 @pytest.mark.parametrize("changes", [{"manifest_kept": 6}, {"corpus_rejected": 2}, {"split_rows": 5}])

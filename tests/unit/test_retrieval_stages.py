@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from earmark.artifacts import CHUNKS, SPLITS, read_table, table_counts, write_js
 from earmark.audio import SAMPLE_RATE, decode_audio, encode_flac
 from earmark.errors import EarmarkError, InputError, TooManyRejectedError
 from earmark.evaluation.ranked import Settings
-from earmark.evaluation.retrieval import evaluate_retriever
+from earmark.evaluation.retrieval import Fold, evaluate_retriever
 from earmark.files import read_json
 from earmark.retrieval.audit import audit_modules
 from earmark.retrieval.augmentation import FrameAugmentation
@@ -143,7 +144,7 @@ class Corpus:
         splits = self.folder / "splits"
         train_retriever([self.features], splits, self.glossary, self.alt2main, output, encoder=self.encoder, **settings)
 
-    def evaluate(self, features: Path, model: Path, index: Path, output: Path) -> tuple[Any, list[Any]]:
+    def evaluate(self, features: Path, model: Path, index: Path, output: Path, **changes: Any) -> tuple[Any, list[Any]]:
         """(metrics.json, predictions) of an evaluation into the folder `output`."""
         metrics, predictions = output / "metrics.json", output / "predictions.parquet"
         settings = Settings(
@@ -151,7 +152,7 @@ class Corpus:
         )
         evaluate_retriever(
             model, [features], self.folder / "splits", self.glossary, self.alt2main, index, metrics, predictions,
-            settings=settings, candidates=10, threads=1,
+            settings=settings, candidates=10, threads=1, **changes,
         )  # fmt: skip
         return read_json(metrics), read_table(predictions).to_pylist()
 
@@ -391,6 +392,26 @@ def test_evaluation_writes_figures_for_each_group_and_every_prediction(corpus, m
     assert report["test"]["rejection"]["false_acceptance"] == accepted
     assert report["test"]["rejection"]["duration_auroc"] == 1.0
     assert report["test"]["without_features"] == 0
+
+
+def test_the_threshold_is_set_on_held_out_training_chunks_too_of_each_kind_at_most_so_many(
+    corpus, model, index, tmp_path
+):
+    before, _ = corpus.evaluate(corpus.features, model, index, tmp_path)
+    train = read_table(corpus.folder / "splits/train.parquet")
+    folds = []
+    for fold in range(2):
+        part = train.filter(pa.array([number % 2 == fold for number in range(len(train))]))
+        write_table(tmp_path / f"{fold}.parquet", part)
+        folds.append(Fold(model, index, tmp_path / f"{fold}.parquet"))
+    kinds = Counter(train["has_term"].to_pylist())
+    for most in (1, 3, 1000):
+        after, _ = corpus.evaluate(corpus.features, model, index, tmp_path, folds=folds, held_out_chunks=most)
+        for kind, has_term in (("term_chunks", True), ("no_term_chunks", False)):
+            assert after["set_on"][kind] == before["set_on"][kind] + min(most, kinds[has_term])
+        assert after["test"]["retrieval"] == before["test"]["retrieval"]
+    assert kinds[False] > 3 and kinds[True] > 3
+    assert after["calibration"] != before["calibration"]
 
 
 def test_chunks_without_features_are_counted_and_logged(corpus, model, index, tmp_path, caplog):

@@ -109,6 +109,92 @@ def test_another_seed_draws_other_speakers():
     assert rule().test_speakers != rule(seed=2).test_speakers
 
 
+def talks(speaker, count):
+    """Five chunks in each of a speaker's recordings, one of them without a term and one of the unseen "volt"."""
+    return [
+        chunk(speaker, term, number=number)
+        | {"recording_id": f"{speaker} talk {number}", "chunk_id": f"{speaker} {number} {n}"}
+        for number in range(count)
+        for n, term in enumerate(["ohm", "ohm", "new york", "volt", None])
+    ]
+
+
+def test_a_share_of_the_training_speakers_recordings_goes_to_test_whole_and_the_others_stay(tmp_path):
+    rows = [*talks("anna", 100), *talks("bert", 100), *talks("dave", 20), *talks("tina", 20)]
+    without = split(tmp_path, {"0000": rows[::2], "0001": rows[1::2]})
+    splits = split(tmp_path, {"0000": rows[::2], "0001": rows[1::2]}, test_recordings=0.2)
+    recordings = {name: {row["recording_id"] for row in kept} for name, kept in splits.items()}
+    drawn = {row["recording_id"] for row in splits["test"] if row["speaker_id"] in ("anna", "bert")}
+    assert 0.12 < len(drawn) / 200 < 0.28
+    assert not recordings["train"] & recordings["test"]
+    assert recordings["train"] | drawn == {f"{speaker} talk {n}" for speaker in ("anna", "bert") for n in range(100)}
+    # What is an unseen term to training may be spoken in a recording that training does not hear.
+    assert {row["seen_term"] for row in splits["test"] if row["main_term"] == "volt"} == {False}
+    assert sum(row["recording_id"] in drawn for row in splits["test"]) == 5 * len(drawn)
+    assert splits["dev"] == without["dev"]
+    assert [row for row in splits["test"] if row["speaker_id"] == "tina"] == without["test"]
+    counts = [table_counts(tmp_path / f"splits/{name}.parquet") for name in SPLIT_NAMES]
+    assert sum(part["input"] for part in counts) == len(rows)
+    assert all(part["kept"] + part["rejected"] == part["input"] for part in counts)
+    ids = [row["chunk_id"] for kept in splits.values() for row in kept]
+    assert len(ids) == len(set(ids))
+
+
+def test_adding_speakers_and_recordings_moves_no_recording(tmp_path):
+    rows, drawn = talks("anna", 60), []
+    for more in ([], [*talks("bert", 30), *talks("anna", 90)[300:], *talks("tina", 5)]):
+        tested = split(tmp_path, {"0000": [*more, *rows]}, test_recordings=0.3, test_speakers=[], dev_speakers=[])[
+            "test"
+        ]
+        drawn.append({row["recording_id"] for row in tested} & {f"anna talk {number}" for number in range(60)})
+    assert drawn[0] == drawn[1] != set()
+
+
+def test_a_recording_that_a_later_speaker_shares_is_never_drawn(tmp_path):
+    rows = [*talks("anna", 40), *talks("cora", 40)]
+    shared = [row | {"recording_id": f"anna talk {n}", "chunk_id": f"{row['speaker_id']} also {n}"}
+              for n in range(40) for row in (chunk("dave", "ohm"), chunk("tina", "ohm"))[: 1 + n % 2]]  # fmt: skip
+    splits = split(tmp_path, {"0000": [*rows, *shared]}, test_recordings=0.3)
+    assert {row["speaker_id"] for row in splits["test"]} == {"tina", "cora"}
+    assert {row["speaker_id"] for row in splits["train"]} == {"cora"}
+    alone = split(tmp_path, {"0000": [*rows, *shared]})
+    assert splits["dev"] == alone["dev"]
+
+
+def test_a_recording_that_stands_in_for_a_speaker_is_never_drawn(tmp_path):
+    unnamed = [row | {"speaker_id": row["recording_id"]} for row in talks("anna", 50)]
+    partly = [row | {"chunk_id": f"also {row['chunk_id']}", "speaker_id": "bert"} for row in unnamed[:100]]
+    named = [row | {"recording_id": f"{row['recording_id']}b", "chunk_id": f"b {row['chunk_id']}"} for row in partly]
+    splits = split(
+        tmp_path, {"0000": [*unnamed, *partly, *named]}, test_recordings=0.3, test_speakers=[], dev_speakers=[]
+    )
+    assert {row["speaker_id"] for row in splits["test"]} == {"bert"}
+    assert all(row["recording_id"].endswith("b") for row in splits["test"])
+
+
+def test_the_limit_of_a_term_counts_the_drawn_recordings_by_themselves(tmp_path):
+    rows = [*talks("anna", 100), *many("tina", "ohm", 30), *many("tina", None, 30)]
+    kept = [
+        split(tmp_path, {"0000": rows}, max_chunks_per_term=10, dev_speakers=[], test_recordings=share)
+        for share in (0.0, 0.3)
+    ]
+    of_tina = [[row for row in splits["test"] if row["speaker_id"] == "tina"] for splits in kept]
+    assert of_tina[0] == of_tina[1]
+    of_anna = Counter(row["main_term"] for row in kept[1]["test"] if row["speaker_id"] == "anna")
+    assert (of_anna["ohm"], of_anna["volt"]) == (10, 10)
+
+
+def test_a_share_that_leaves_no_recording_to_train_on_is_a_config_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"splits\.test_recordings: 1\.0 .* none is left to train on"):
+        split(tmp_path, SHARDS, test_recordings=1.0)
+
+
+def test_a_share_that_draws_no_recording_is_told(tmp_path, caplog):
+    splits = split(tmp_path, SHARDS, test_recordings=1e-9)
+    assert {row["speaker_id"] for row in splits["test"]} == {"tina"}
+    assert "splits.test_recordings: 1e-09 of the training speakers' recordings is none" in caplog.text
+
+
 def test_a_zero_share_takes_nobody():
     found = rule(test_speakers=0.0, dev_speakers=0, unseen_terms=0.0)
     assert not found.test_speakers | found.dev_speakers | found.unseen_terms
@@ -200,6 +286,37 @@ def test_which_chunks_stay_within_the_limit_does_not_depend_on_shards_or_on_othe
     assert kept == {row["chunk_id"] for row in second if row["main_term"] == "ohm"}
 
 
+def test_a_quick_look_trains_on_so_many_chunks_in_proportion_and_calls_unseen_what_it_misses(tmp_path, caplog):
+    rows = [*many("anna", "ohm", 60), *many("bert", None, 30), *many("cora", "new york", 1), *many("tina", "ohm", 5)]
+    rows += [*many("tina", "new york", 2), *many("dave", "ohm", 3)]
+    whole, *quick = (
+        split(tmp_path, {"0000": rows[::2], "0001": rows[1::2]}, max_train_chunks=limit) for limit in (None, 30, 12, 91)
+    )
+    kept = [{row["chunk_id"] for row in splits["train"]} for splits in quick]
+    assert kept[1] < kept[0] < kept[2] == {row["chunk_id"] for row in whole["train"]}
+    assert [Counter(row["has_term"] for row in splits["train"]) for splits in quick[:2]] == [
+        {True: 20, False: 10}, {True: 8, False: 4},
+    ]  # fmt: skip
+    assert "cora-new york-0" not in kept[1], "drawn after all: this test would not see a flag that is wrong"
+    assert {row["main_term"]: row["seen_term"] for row in quick[1]["test"]} == {"ohm": True, "new york": False}
+    assert {row["main_term"]: row["seen_term"] for row in whole["test"]} == {"ohm": True, "new york": True}
+    assert quick[1]["dev"] == whole["dev"] and len(quick[1]["test"]) == len(whole["test"])
+    assert "a quick look, training gets 12 of 91 chunks" in caplog.text
+
+
+def test_a_quick_look_prefers_none_of_what_the_limit_of_a_term_left(tmp_path):
+    rows = [*many("anna", "ohm", 3000), *many("anna", "new york", 100)]
+    splits = split(
+        tmp_path, {"0000": rows}, max_chunks_per_term=100, max_train_chunks=80, test_speakers=[], dev_speakers=[]
+    )
+    drawn = Counter(row["main_term"] for row in splits["train"])
+    assert drawn.total() == 80 and 25 < drawn["ohm"] < 55
+    assert table_counts(tmp_path / "splits/train.parquet")["reasons"] == {
+        "over_term_limit": 2900,
+        "over_train_limit": 120,
+    }
+
+
 def test_rows_are_split_alike_however_many_are_looked_at_at_once(tmp_path, monkeypatch):
     rows = [
         *many("anna", "ohm", 9),
@@ -208,12 +325,20 @@ def test_rows_are_split_alike_however_many_are_looked_at_at_once(tmp_path, monke
         *many("tina", "volt", 3),
     ]
     rows += [chunk("dave", "ohm") | {"recording_id": "recording of tina"}, *many("dave", "new york", 4)]
+    rows += talks("cora", 6)
     found = []
     for batch_rows in (65_536, 2):
         monkeypatch.setattr(splits_module, "_BATCH_ROWS", batch_rows)
-        splits = split(tmp_path, {"0000": rows[::2], "0001": rows[1::2]}, max_chunks_per_term=3)
+        splits = split(
+            tmp_path,
+            {"0000": rows[::2], "0001": rows[1::2]},
+            max_chunks_per_term=3,
+            max_train_chunks=4,
+            test_recordings=0.5,
+        )
         rejected = [(tmp_path / f"splits/{name}.rejected.jsonl").read_text() for name in SPLIT_NAMES]
         found.append((splits, rejected))
     assert found[0] == found[1]
     reasons = {json.loads(line)["reason"] for text in found[0][1] for line in text.splitlines()}
-    assert reasons == {"shared_recording", "unseen_term", "over_term_limit", "over_no_term_limit"}
+    assert reasons == {"shared_recording", "unseen_term", "over_term_limit", "over_no_term_limit", "over_train_limit"}
+    assert "cora" in {row["speaker_id"] for row in found[0][0]["test"]}

@@ -100,6 +100,73 @@ def test_one_changed_key_re_runs_only_what_depends_on_it(
     assert named == {"evaluate_backend", "report"}
 
 
+def test_a_quick_look_and_recordings_of_training_speakers_in_test_are_told_and_shown_by_themselves(
+    chain: Path, tmp_path: Path, run_snakemake: Callable, small_config: dict[str, Any]
+) -> None:
+    assert "No test speaker is heard in training" in (chain / "data/small/report.html").read_text()
+    folder = tmp_path / "copy"
+    shutil.copytree(chain, folder, symlinks=True)
+    changed = {
+        **small_config,
+        # One of four recordings, and of what is left so many chunks.
+        "splits": {**small_config["splits"], "test_recordings": 0.07, "max_train_chunks": 60},
+        "retrieval": {"random_control": False},
+    }
+    run = run_snakemake(folder, configfile=changed, timeout=600)
+    assert run.status == 0, run.output[-4000:]
+
+    data = folder / "data/small"
+    spoken = {
+        name: {(row["speaker_id"], row["recording_id"]) for row in pq.read_table(path).to_pylist()}
+        for name in ("train", "test")
+        for path in [data / f"splits/{name}.parquet"]
+    }
+    seen = {pair for pair in spoken["test"] if pair[0] in {speaker for speaker, _ in spoken["train"]}}
+    assert len(seen) == 1 and not seen & spoken["train"]
+    [(speaker, recording)] = seen
+    tested = pq.read_table(data / "splits/test.parquet").to_pylist()
+    chunks = [row for row in tested if row["recording_id"] == recording]
+    funnel = json.loads((data / "funnel.json").read_text())
+    assert funnel["seen_test_speakers"] == {"chunks": len(chunks), "speakers": [speaker]}
+    # Nothing but what training knows has changed for the chunks of the test speakers.
+    before = json.loads((chain / "data/small/evaluation/retriever/metrics.json").read_text())["test"]
+    test = json.loads((data / "evaluation/retriever/metrics.json").read_text())["test"]
+    assert [test["retrieval"]["all"]["n"], test["rejection"]["n_no_term"]] == [
+        before["retrieval"]["all"]["n"], before["rejection"]["n_no_term"],
+    ]  # fmt: skip
+    part = test["seen_speakers"]
+    terms = sum(row["has_term"] for row in chunks)
+    assert (part["retrieval"]["all"]["n"], part["rejection"]["n_no_term"]) == (terms, len(chunks) - terms)
+    page = (data / "report.html").read_text()
+    assert f"{len(chunks)} test chunks are of speakers that training hears" in page
+    quick = f"a quick look: trained on 60 of {60 + funnel['steps'][-1]['reasons']['over_train_limit']} chunks"
+    assert f"This is {quick}" in page
+    command = [str(Path(sys.executable).with_name("earmark")), "figures", "data/small"]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder).stdout
+    assert f"speakers heard in training, {terms} term chunks: seen terms R@1 " in printed
+    assert quick in printed
+
+
+def test_the_threshold_is_set_on_dev_and_on_training_speakers_whom_a_retriever_has_not_heard(chain: Path) -> None:
+    data = chain / "data/small"
+    rows = {split: pq.read_table(data / f"splits/{split}.parquet").to_pylist() for split in ("train", "dev")}
+    for backend, splits in (("retriever", ("train", "dev")), ("retriever_random", ("dev",))):
+        set_on = [row for split in splits for row in rows[split]]
+        told = json.loads((data / f"evaluation/{backend}/metrics.json").read_text())["set_on"]
+        assert told == {
+            "term_chunks": sum(row["has_term"] for row in set_on),
+            "no_term_chunks": sum(not row["has_term"] for row in set_on),
+            "speakers": len({row["speaker_id"] for row in set_on}),
+        }
+    for fold in ("0", "1"):
+        speakers = {
+            name: set(pq.read_table(data / f"folds/{fold}/{name}.parquet")["speaker_id"].to_pylist())
+            for name in ("train", "held_out")
+        }
+        assert not speakers["train"] & speakers["held_out"]
+        assert speakers["train"] | speakers["held_out"] == {row["speaker_id"] for row in rows["train"]}
+
+
 def test_figures_are_printed_with_the_report(chain: Path) -> None:
     command = [str(Path(sys.executable).with_name("earmark")), "figures", "data/small"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=chain)

@@ -24,6 +24,7 @@ def config(repo: Path, small_config: dict[str, Any], tmp_path_factory: pytest.Te
         **small_config,
         "retrieval": {"encoder": str(base), "random_control": False, "interaction": "pooled", "pooled": pooled},
         "train": {"schedule": schedule},
+        "evaluate": {**small_config["evaluate"], "held_out_chunks": 0},  # the chain has it
     }
 
 

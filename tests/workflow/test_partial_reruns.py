@@ -13,11 +13,11 @@ import pytest
 
 # The rules in the order of the chain: what a change makes new, each stage after it reads.
 EVALUATED = {"evaluate_backend", "report"}
-INDEXED = {"index_backend", *EVALUATED}
-TRAINED = {"train_backend", *INDEXED}
+INDEXED = {"index_backend", "index_fold", *EVALUATED}
+TRAINED = {"train_backend", "train_fold", *INDEXED}
 ENCODED = {"encode", *TRAINED}
 EXPORTED = {"export_split", "export_funnel"}
-SPLIT = {"splits", "funnel", "export_wavs", *EXPORTED, *TRAINED}
+SPLIT = {"splits", "fold_splits", "funnel", "export_wavs", *EXPORTED, *TRAINED}
 CHUNKED = {"chunks_shard", *SPLIT, *ENCODED}
 ALIGNED = {"align_shard", "align_summary", *CHUNKED}
 CHECKED = {"corpus_shard", *ALIGNED}
@@ -30,11 +30,14 @@ RE_RUNS = {
     "train.threads=2": {"report"},
     "train.processes=2": {"report"},
     "train.nodes=2": {"report"},
+    "train.gpu_ids=[0]": {"report"},
     "train.checkpoint_minutes=1": {"report"},
-    "retrieval.alignment.background_words=1000": {"index_backend", *EVALUATED},
+    "retrieval.alignment.background_words=1000": INDEXED,
     "train.tensorboard=true": {"report"},
     "retrieval.pooled.index=flat": {"report"},
     "speech_llm.max_new_tokens=32": {"report"},
+    "speech_llm.hints=3": {"report"},
+    "train.folds=3": {"fold_splits", "train_fold", "index_fold", *EVALUATED},
     "funasr_nano.max_new_tokens=32": {"report"},
     "corpus.checks.min_peak=0.002": CHECKED,
     "align.max_differing_words=0.1": ALIGNED,
@@ -42,7 +45,9 @@ RE_RUNS = {
     "align.reference=null": {"align_summary", "report"},
     "glossary.filters.min_characters=4": {"glossary", *CHUNKED},
     "chunks.context_s=0.9": CHUNKED,
+    "splits.test_recordings=0.1": SPLIT,
     "splits.max_chunks_per_term=50": {*SPLIT, *ENCODED},  # under a limit only what it keeps is encoded
+    "splits.max_train_chunks=50": {*SPLIT, *ENCODED},
     "export.task=transcribe": {*EXPORTED, "report"},
     "export.interchange=true": {"interchange", "export_wavs", *EXPORTED, "report"},
     "retrieval.encode_batch_size=16": ENCODED,
@@ -50,6 +55,7 @@ RE_RUNS = {
     "retrieval.pooled.embedding_dim=128": {"report"},
     "train.schedule.epochs=3": TRAINED,
     "evaluate.bootstrap_resamples=21": EVALUATED,
+    "evaluate.held_out_chunks=0": EVALUATED,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -132,6 +133,111 @@ def test_a_second_run_has_nothing_to_do_and_a_longer_answer_trains_nothing(
     run = run_snakemake(answered, configfile=other, arguments=("--dry-run",))
     assert "Training qwen2_audio" in run.output
     assert "Training whisper_qwen3" not in run.output
+
+
+@pytest.fixture(scope="module")
+def hinted_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Transcripts asked for, with three of the retriever's terms in each prompt; shorter trainings."""
+    section = {name: value for name, value in config["speech_llm"].items() if name != "qwen2_audio"}
+    return {
+        **config,
+        "train": {**config["train"], "backends": ["retriever", "whisper_qwen3"]},
+        "export": {"task": "transcribe", "formats": ["conversation"]},
+        "speech_llm": {**section, "num_train_epochs": 1, "hints": 3, "hint_prompt": "Perhaps: {terms}."},
+    }
+
+
+@pytest.fixture(scope="module")
+def hinted(
+    answered: Path, hinted_config: dict[str, Any], run_snakemake: Callable, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The run with hints added: its own retriever is not trained, indexed or evaluated anew."""
+    folder = tmp_path_factory.mktemp("hinted") / "run"
+    shutil.copytree(answered, folder, symlinks=True)
+    run = run_snakemake(folder, configfile=hinted_config, timeout=900)
+    assert run.status == 0, run.output[-4000:]
+    for rule in ("rank_fold", "rank_split", "hint_split", "train_speech_llm", "answer_split"):
+        assert re.search(rf"^{rule} +\d+$", run.output, re.MULTILINE), rule
+    for rule in ("train_backend", "index_backend", "evaluate_backend", "encode", "splits", "export_wavs"):
+        assert not re.search(rf"^{rule} +\d+$", run.output, re.MULTILINE), rule
+    return folder
+
+
+def _hints(data: Path, split: str) -> dict[str, list[str]]:
+    """chunk id -> the hints in its line's prompt."""
+    found = {}
+    for line in (data / f"hints/conversation/{split}.jsonl").open(encoding="utf-8"):
+        wav, _, prompt = json.loads(line)["conversations"][0]["value"].partition("</audio> ")
+        _, _, hints = prompt.removesuffix(".").partition("Transcribe the speech. Perhaps: ")
+        found[Path(wav).stem] = hints.split(", ")
+    return found
+
+
+def test_hints_of_training_chunks_come_from_who_has_not_heard_them_and_others_from_the_runs_own(hinted: Path) -> None:
+    data = hinted / "data/small"
+    glossary = json.loads((data / "glossary/glossary.json").read_text())
+
+    def shown(row: dict[str, Any]) -> list[str]:
+        return [glossary[term]["term"] for term in row["top_terms"][:3]]
+
+    ranked: dict[str, list[str]] = {}
+    for fold in ("0", "1"):
+        heard = set(pq.read_table(data / f"folds/{fold}/train.parquet")["speaker_id"].to_pylist())
+        rows = pq.read_table(data / f"folds/{fold}/ranked/retriever.parquet").to_pylist()
+        assert heard and rows and heard.isdisjoint(row["speaker_id"] for row in rows)
+        assert ranked.keys().isdisjoint(row["chunk_id"] for row in rows)
+        ranked |= {row["chunk_id"]: shown(row) for row in rows}
+    assert sorted(ranked) == sorted(pq.read_table(data / "splits/train.parquet")["chunk_id"].to_pylist())
+    assert _hints(data, "train") == ranked
+    evaluated = pq.read_table(data / "evaluation/retriever/predictions.parquet").to_pylist()
+    for split in ("dev", "test"):
+        assert _hints(data, split) == {row["chunk_id"]: shown(row) for row in evaluated if row["split"] == split}
+    # The folds' retrievers are other ones than the run's.
+    weights = {path.read_bytes() for path in data.glob("**/models/retriever/**/model.safetensors")}
+    assert len(weights) >= 3
+    exported = (data / "export/conversation/train.jsonl").read_text(encoding="utf-8")
+    assert "Transcribe the speech." in exported and "Perhaps" not in exported
+
+
+def test_transcripts_have_error_rates_and_the_report_says_how_good_the_hints_were(hinted: Path) -> None:
+    data = hinted / "data/small"
+    metrics = json.loads((data / "evaluation/whisper_qwen3/metrics.json").read_text())
+    assert metrics["task"] == "transcribe"
+    for split in ("dev", "test"):
+        transcript = metrics[split]["transcript"]
+        assert transcript["wer"] > 0 and transcript["cer"] > 0 and transcript["words"] > 0
+        rows = pq.read_table(data / f"splits/{split}.parquet").to_pylist()
+        hints = _hints(data, split)
+        terms = json.loads((data / "glossary/glossary.json").read_text())
+        spoken = [row for row in rows if row["has_term"]]
+        found = sum(terms[row["main_term"]]["term"] in hints[row["chunk_id"]] for row in spoken)
+        told = metrics["hints"][split]
+        assert (told["count"], told["without_hints"]) == (3, 0)
+        assert told["spoken_among_them"]["all"] == {"n": len(spoken), "found": found, "value": found / len(spoken)}
+    value = metrics["hints"]["test"]["spoken_among_them"]["all"]["value"]
+    page = (data / "report.html").read_text()
+    assert "whisper_qwen3, hints: the 3 terms that a retriever ranks first stand in each prompt." in page
+    assert f", test {value:.3f} (of train by retrievers that have not heard the speaker)" in page
+    assert "word error rate" in page
+
+
+def test_more_hints_train_the_language_model_anew_and_no_retriever(
+    hinted: Path, hinted_config: dict[str, Any], run_snakemake: Callable
+) -> None:
+    assert "Nothing to be done" in run_snakemake(hinted, configfile=hinted_config).output
+    more = {**hinted_config, "speech_llm": {**hinted_config["speech_llm"], "hints": 5}}
+    run = run_snakemake(hinted, configfile=more, arguments=("--dry-run",))
+    rules = set(re.findall(r"^(\w+) +\d+$", run.output, re.MULTILINE)) - {"all", "total"}
+    assert rules == {"hint_split", "train_speech_llm", "answer_split", "evaluate_answers", "report"}
+
+
+def test_a_hint_prompt_without_a_place_for_the_terms_is_refused_in_a_sentence(
+    tmp_path: Path, small_config: dict[str, Any], run_snakemake: Callable
+) -> None:
+    config = {**small_config, "speech_llm": {"hints": 3, "hint_prompt": "Perhaps:"}}
+    run = run_snakemake(tmp_path, configfile=config, arguments=("--dry-run",))
+    assert run.status == 1
+    assert "speech_llm.hint_prompt is 'Perhaps:'; expected a text with {terms} in it" in run.output
 
 
 def test_a_killed_training_goes_on_and_ends_with_the_same_model(

@@ -22,10 +22,11 @@ def write_funnel(
     splits: dict[str, Path],
     output: Path,
 ) -> None:
-    """Write funnel.json: {steps: [{step, unit, input, kept, rejected, reasons}], chunks, splits, without_speaker}.
+    """Write funnel.json: {steps: [{step, unit, input, kept, rejected, reasons}], chunks, splits, ...}.
 
-    `corpus` and `alignments` are empty where the chunks came from a file. EarmarkError where a step's kept + rejected
-    is not its input, or its input is not what the step before kept.
+    `seen_test_speakers`: how many chunks of test are of speakers that training hears too, and whose. `corpus` and
+    `alignments` are empty where the chunks came from a file. EarmarkError where a step's kept + rejected is not its
+    input, or its input is not what the step before kept.
     """
     manifest = read_json(manifest_counts)
     tables = {"corpus": corpus, "align": alignments, "chunks": chunks, "splits": list(splits.values())}
@@ -45,6 +46,7 @@ def write_funnel(
             "steps": steps,
             "chunks": {"term": has_term[True], "no_term": has_term[False]},
             "splits": {name: _split(path) for name, path in splits.items()},
+            "seen_test_speakers": _seen_speakers(splits["train"], splits["test"]),
             "without_speaker": manifest["without_speaker"],
         },
     )
@@ -75,3 +77,10 @@ def _split(path: Path) -> dict[str, Any]:
         "speakers": sorted(pc.unique(table["speaker_id"]).to_pylist()),
         "hours": round((pc.sum(table["duration_s"]).as_py() or 0.0) / 3600, 4),
     }
+
+
+def _seen_speakers(train: Path, test: Path) -> dict[str, Any]:
+    heard = pc.unique(read_table(train, ["speaker_id"])["speaker_id"])
+    tested = read_table(test, ["speaker_id"])["speaker_id"]
+    seen = tested.filter(pc.is_in(tested, heard))
+    return {"chunks": len(seen), "speakers": sorted(pc.unique(seen).to_pylist())}

@@ -23,22 +23,36 @@ SPLIT_NAMES = ("train", "dev", "test")
 _COLUMNS = [name for name in CHUNKS.names if name in SPLITS.names or name in ("start_s", "end_s", "touched_terms")]
 _TOLD = ["chunk_id", "recording_id", "main_term", "touched_terms"]  # of a rejected chunk
 _BATCH_ROWS = 65_536
-_REASONS = ("", "shared_recording", "unseen_term", "over_term_limit", "over_no_term_limit")
-_KEPT, _SHARED, _UNSEEN, _OVER_TERM, _OVER_NO_TERM = range(len(_REASONS))
+_REASONS = ("", "shared_recording", "unseen_term", "over_term_limit", "over_no_term_limit", "over_train_limit")
+_KEPT, _SHARED, _UNSEEN, _OVER_TERM, _OVER_NO_TERM, _OVER_TRAIN = range(len(_REASONS))
+_TRAIN, _DEV, _TEST = range(len(SPLIT_NAMES))
+# The test chunks of training speakers are a part of their own, to be limited by themselves: without them the limits of
+# the test speakers' chunks must be the same.
+_DRAWN = len(SPLIT_NAMES)
+_PARTS = len(SPLIT_NAMES) + 1
 
 
 @dataclass(frozen=True)
 class SplitRule:
-    """Who is in which split. Speakers decide; unseen terms are kept out of train and dev altogether."""
+    """Who is in which split. Speakers decide; unseen terms are kept out of train and dev altogether.
+
+    Of the training speakers' recordings, the share `test_recordings` goes to test.
+    """
 
     test_speakers: frozenset[str]
     dev_speakers: frozenset[str]
     unseen_terms: frozenset[str]
+    test_recordings: float
+    seed: int
 
     def split_of(self, speaker_id: str) -> str:
         if speaker_id in self.test_speakers:
             return "test"
         return "dev" if speaker_id in self.dev_speakers else "train"
+
+    def is_drawn(self, recording_id: str) -> bool:
+        """Whether a recording in which training speakers alone are heard goes to test."""
+        return self.test_recordings > 0 and _position(recording_id, f"{self.seed}:recording") < self.test_recordings
 
 
 def make_rule(
@@ -48,11 +62,13 @@ def make_rule(
     test_speakers: float | list[str],
     dev_speakers: float | list[str],
     unseen_terms: float | list[str],
+    test_recordings: float = 0.0,
     seed: int,
 ) -> SplitRule:
     """Resolve shares into names by a hash of each name, so that adding data moves nobody.
 
     But for a share that no name falls into: the split then gets one name, which further data may replace (a warning).
+    Recordings are drawn later (`SplitRule.is_drawn`), and none stands in for them.
 
     ConfigError for a name that does not occur, or a speaker in both dev and test.
     """
@@ -63,7 +79,7 @@ def make_rule(
     dev = _chosen(speakers - test, dev_speakers, "splits.dev_speakers", f"{seed}:speaker", float(dev_from))
     wanted = unseen_terms if isinstance(unseen_terms, float | int) else [normalise(term) for term in unseen_terms]
     unseen = _chosen(main_terms, wanted, "splits.unseen_terms", f"{seed}:term", 0.0)
-    return SplitRule(frozenset(test), frozenset(dev), frozenset(unseen))
+    return SplitRule(frozenset(test), frozenset(dev), frozenset(unseen), test_recordings, seed)
 
 
 def split_chunks(
@@ -74,16 +90,24 @@ def split_chunks(
     test_speakers: float | list[str],
     dev_speakers: float | list[str],
     unseen_terms: float | list[str],
+    test_recordings: float = 0.0,
     max_chunks_per_term: int | None,
+    max_train_chunks: int | None = None,
     seed: int,
 ) -> None:
     """Write train.parquet, dev.parquet and test.parquet (SPLITS) from `chunks[shard]`.
 
+    To test go the chunks of the test speakers, and those of the training speakers' recordings that are drawn by a hash
+    of their ids, a share of `test_recordings`. A recording in which a dev or test speaker is heard too is never drawn,
+    nor one that stands in for a speaker.
+
     Rejected from train and dev: shared_recording, a chunk of a recording in which a speaker of a later split speaks
-    too; unseen_term, one that holds any part of a term that training must not know. Rejected anywhere:
-    over_term_limit, all but `max_chunks_per_term` chunks of a main term in a split; over_no_term_limit, as large a
-    share of its no-term chunks. Who stays is decided by a hash of the chunk's id. ConfigError if no speaker is left to
-    train on.
+    too; unseen_term, one that holds any part of a term that training must not know. Rejected anywhere: over_term_limit,
+    all but `max_chunks_per_term` chunks of a main term in a split (of the drawn recordings' by themselves);
+    over_no_term_limit, as large a share of its no-term chunks. Rejected from train: over_train_limit, all but
+    `max_train_chunks` of what is then left, term and no-term chunks in their proportion; terms and speakers that
+    training so loses are unseen. Who stays is decided by a hash of the chunk's id. ConfigError if no speaker, or no
+    recording, is left to train on.
     """
     speakers = {speaker for _, _, batch in _batches(chunks, ["speaker_id"]) for speaker in _values(batch["speaker_id"])}
     rule = make_rule(
@@ -92,6 +116,7 @@ def split_chunks(
         test_speakers=test_speakers,
         dev_speakers=dev_speakers,
         unseen_terms=unseen_terms,
+        test_recordings=test_recordings,
         seed=seed,
     )
     if speakers <= rule.test_speakers | rule.dev_speakers:
@@ -100,8 +125,11 @@ def split_chunks(
             "lower splits.test_speakers and splits.dev_speakers, or add speakers"
         )
     placement = _placed(chunks, rule)
+    _check_drawn(placement, rule)
     if max_chunks_per_term is not None:
         _limit(chunks, placement, max_chunks_per_term)
+    if max_train_chunks is not None:
+        _limit_training(chunks, placement, max_train_chunks)
     heard = pa.array(sorted(_heard_in_training(chunks, placement)), pa.string())
     tables = {
         name: StageTable(output_folder / f"{name}.parquet", SPLITS, unit="chunks", max_rejected_fraction=1.0)
@@ -112,7 +140,7 @@ def split_chunks(
             split_rows = _split_rows(batch, shard, heard)
             told = batch.select(_TOLD)
             for code, name in enumerate(SPLIT_NAMES):
-                here = placement.split[rows] == code
+                here = placement.split(rows) == code
                 kept = here & (placement.reason[rows] == _KEPT)
                 tables[name].rejected.input += int(here.sum())
                 tables[name].keep_table(split_rows.filter(kept))
@@ -130,9 +158,13 @@ class _Placement:
     `later[code]`: the recordings in which a speaker of the dev (1) or test (2) split speaks.
     """
 
-    split: np.ndarray  # uint8[chunks], index into SPLIT_NAMES
+    part: np.ndarray  # uint8[chunks], index into SPLIT_NAMES, or _DRAWN
     reason: np.ndarray  # uint8[chunks], index into _REASONS
     later: dict[int, set[str]]
+
+    def split(self, rows: slice) -> np.ndarray:
+        """uint8[chunks], index into SPLIT_NAMES."""
+        return np.minimum(self.part[rows], _TEST)
 
     def latest(self, recording_id: str) -> int:
         """The latest split that one of its speakers is in."""
@@ -153,7 +185,7 @@ def _values(column: pa.Array) -> list[Any]:
     return pc.unique(column).to_pylist()
 
 
-def _mapped(column: pa.Array, function: Callable[[Any], int], dtype: type[np.integer]) -> np.ndarray:
+def _mapped(column: pa.Array, function: Callable[[Any], int], dtype: type[np.generic]) -> np.ndarray:
     """`function` of every value of the column (None is one too), called once for each that occurs."""
     encoded = column.dictionary_encode("encode")
     codes = np.fromiter(map(function, encoded.dictionary.to_pylist()), dtype, len(encoded.dictionary))
@@ -161,43 +193,68 @@ def _mapped(column: pa.Array, function: Callable[[Any], int], dtype: type[np.int
 
 
 def _placed(chunks: dict[str, Path], rule: SplitRule) -> _Placement:
-    """Every chunk's split by its speaker, and which may not be used there, whatever the limit."""
-    splits = []
-    later: dict[int, set[str]] = {code: set() for code in range(1, len(SPLIT_NAMES))}
+    """Every chunk's split by its speaker and recording, and which may not be used there, whatever the limit."""
+    parts = []
+    later: dict[int, set[str]] = {code: set() for code in (_DEV, _TEST)}
+    kept_whole: set[str] = set()  # drawn, but standing in for a speaker: test would get an unseen one
     for _, _, batch in _batches(chunks, ["recording_id", "speaker_id"]):
-        split = _mapped(batch["speaker_id"], lambda speaker: SPLIT_NAMES.index(rule.split_of(speaker)), np.uint8)
+        part = _mapped(batch["speaker_id"], lambda speaker: SPLIT_NAMES.index(rule.split_of(speaker)), np.uint8)
         for code, recordings in later.items():
-            recordings.update(_values(batch["recording_id"].filter(split == code)))
-        splits.append(split)
-    split = np.concatenate([np.empty(0, np.uint8), *splits])
-    placement = _Placement(split, np.full(len(split), _KEPT, np.uint8), later)
+            recordings.update(_values(batch["recording_id"].filter(part == code)))
+        stands_in = pc.equal(batch["recording_id"], batch["speaker_id"])
+        kept_whole.update(filter(rule.is_drawn, _values(batch["recording_id"].filter(stands_in))))
+        parts.append(part)
+    part = np.concatenate([np.empty(0, np.uint8), *parts])
+    placement = _Placement(part, np.full(len(part), _KEPT, np.uint8), later)
     unseen_terms = pa.array(sorted(rule.unseen_terms), pa.string())
     for _, rows, batch in _batches(chunks, ["recording_id", "touched_terms"]):
-        reason = placement.reason[rows]  # a view; what is said last counts
+        part, reason = placement.part[rows], placement.reason[rows]  # views
+        latest = _mapped(batch["recording_id"], placement.latest, np.uint8)
+        drawn = _mapped(batch["recording_id"], lambda name: rule.is_drawn(name) and name not in kept_whole, np.bool_)
+        part[(latest == _TRAIN) & drawn] = _DRAWN
         touched = batch["touched_terms"]
         unseen = pc.is_in(pc.list_flatten(touched), unseen_terms)
+        # What is said last counts.
         reason[pc.list_parent_indices(touched).filter(unseen).to_numpy()] = _UNSEEN
-        reason[split[rows] == SPLIT_NAMES.index("test")] = _KEPT
-        reason[_mapped(batch["recording_id"], placement.latest, np.uint8) > split[rows]] = _SHARED
+        reason[part >= _TEST] = _KEPT
+        reason[latest > part] = _SHARED
     return placement
 
 
+def _check_drawn(placement: _Placement, rule: SplitRule) -> None:
+    """ConfigError if the share of recordings left none to train on; a warning if it took none."""
+    if not rule.test_recordings:
+        return
+    if (placement.part == _DRAWN).any():
+        if not (placement.part == _TRAIN).any():
+            raise ConfigError(
+                f"splits.test_recordings: {rule.test_recordings} of the training speakers' recordings are all of them, "
+                "none is left to train on; lower it"
+            )
+    else:
+        logging.warning(
+            "splits.test_recordings: %s of the training speakers' recordings is none (one that stands in for a "
+            "speaker is never drawn); there will be no figures of seen speakers",
+            rule.test_recordings,
+        )
+
+
 def _limit(chunks: dict[str, Path], placement: _Placement, limit: int) -> None:
-    """Reject all but the `limit` lowest hashes of each term and split, and as large a share of the no-term chunks."""
+    """Reject all but the `limit` lowest hashes of each term and part, and as large a share of the no-term chunks."""
     term_codes: dict[str | None, int] = {None: 0}
     parts_of_group, parts_of_position = [], []
     for _, rows, batch in _batches(chunks, ["chunk_id", "main_term"]):
         kept = placement.reason[rows] == _KEPT
         term = _mapped(batch["main_term"].filter(kept), lambda t: term_codes.setdefault(t, len(term_codes)), np.int64)
-        parts_of_group.append(term * len(SPLIT_NAMES) + placement.split[rows][kept])
+        parts_of_group.append(term * _PARTS + placement.part[rows][kept])
         names = batch["chunk_id"].filter(kept).to_pylist()
         parts_of_position.append(np.fromiter((_position(name, "limit") for name in names), np.float64, len(names)))
     group = np.concatenate([np.empty(0, np.int64), *parts_of_group])
     position = np.concatenate([np.empty(0), *parts_of_position])
 
-    found = np.bincount(group, minlength=len(term_codes) * len(SPLIT_NAMES)).reshape(-1, len(SPLIT_NAMES))
-    stay = np.minimum(found, limit)  # [terms, splits]; row 0 is "no term"
-    for code in range(len(SPLIT_NAMES)):
+    found = np.bincount(group, minlength=len(term_codes) * _PARTS).reshape(-1, _PARTS)
+    stay = np.minimum(found, limit)  # [terms, parts]; row 0 is "no term"
+    for code in range(_PARTS):
         terms_found, terms_stay = int(found[1:, code].sum()), int(stay[1:, code].sum())
         stay[0, code] = round((terms_stay / terms_found if terms_found else 1.0) * int(found[0, code]))
 
@@ -206,15 +263,37 @@ def _limit(chunks: dict[str, Path], placement: _Placement, limit: int) -> None:
     last = np.full(stay.size, -1.0)  # the largest hash of each group that stays
     last[stay.ravel() > 0] = ordered[last_place[stay.ravel() > 0]]
     over = position > last[group]
-    is_term = group[over] >= len(SPLIT_NAMES)
+    is_term = group[over] >= _PARTS
     placement.reason[np.flatnonzero(placement.reason == _KEPT)[over]] = np.where(is_term, _OVER_TERM, _OVER_NO_TERM)
+
+
+def _limit_training(chunks: dict[str, Path], placement: _Placement, limit: int) -> None:
+    """Reject all but `limit` of the training chunks: the lowest hashes of term and no-term chunks, in proportion."""
+    parts_of_row, parts_of_has_term, parts_of_position = [np.empty(0, np.int64)], [np.empty(0, bool)], [np.empty(0)]
+    for _, rows, batch in _batches(chunks, ["chunk_id", "has_term"]):
+        kept = (placement.part[rows] == _TRAIN) & (placement.reason[rows] == _KEPT)
+        names = batch["chunk_id"].filter(kept).to_pylist()
+        parts_of_row.append(rows.start + np.flatnonzero(kept))
+        parts_of_has_term.append(batch["has_term"].filter(kept).to_numpy(zero_copy_only=False).astype(bool))
+        # Not the hash of `_limit`: by that, what it left of frequent terms would come first.
+        parts_of_position.append(np.fromiter((_position(name, "train") for name in names), np.float64, len(names)))
+    row, has_term = np.concatenate(parts_of_row), np.concatenate(parts_of_has_term)
+    position = np.concatenate(parts_of_position)
+    if len(row) <= limit:
+        return
+    terms = round(limit * int(has_term.sum()) / len(row))
+    for kind, stay in ((True, terms), (False, limit - terms)):
+        of_kind = np.flatnonzero(has_term == kind)
+        over = of_kind[np.argsort(position[of_kind], kind="stable")[stay:]]
+        placement.reason[row[over]] = _OVER_TRAIN
+    logging.warning("splits.max_train_chunks: a quick look, training gets %d of %d chunks", limit, len(row))
 
 
 def _heard_in_training(chunks: dict[str, Path], placement: _Placement) -> set[str]:
     """The main terms that some kept training chunk holds whole: the seen ones, whatever the configuration lists."""
     heard: set[str] = set()
     for _, rows, batch in _batches(chunks, ["main_term", "has_term", "other_terms"]):
-        in_training = (placement.split[rows] == SPLIT_NAMES.index("train")) & (placement.reason[rows] == _KEPT)
+        in_training = (placement.part[rows] == _TRAIN) & (placement.reason[rows] == _KEPT)
         trained = batch.filter(in_training).filter(pc.field("has_term"))
         heard.update(_values(trained["main_term"]), _values(pc.list_flatten(trained["other_terms"])))
     return heard
@@ -239,6 +318,8 @@ def _detail(chunk: dict[str, Any], reason: int, rule: SplitRule, placement: _Pla
         return f"part of the unseen term {term!r} is spoken in it"
     if reason == _OVER_TERM:
         return f"splits.max_chunks_per_term other chunks of {chunk['main_term']!r} are kept"
+    if reason == _OVER_TRAIN:
+        return "splits.max_train_chunks others are kept"
     return "the share of no-term chunks that is kept is the share of term chunks"
 
 

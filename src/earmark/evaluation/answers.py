@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 
 from earmark.artifacts import ANSWER_PREDICTIONS, iterate_rows, write_json, write_table
 from earmark.errors import InputError
+from earmark.evaluation.speakers import NO_SEEN_SPEAKER, by_speaker, heard_speakers
 from earmark.evaluation.term_answers import (
     ListedTerms,
     Outcome,
@@ -34,6 +36,7 @@ def evaluate_answers(
     predictions: Path,
     *,
     task: str,
+    hints: Sequence[Path] = (),
 ) -> None:
     """Write metrics.json and predictions.parquet (ANSWER_PREDICTIONS) of `answers` (split -> table of answers).
 
@@ -41,8 +44,11 @@ def evaluate_answers(
     (transcribe; with word and character error rates). `answer_figures` says what is counted. `retriever` holds the
     same figures of the retriever on the same chunks: it says the term that it ranks first where that scores above its
     rejection threshold, and finds a chunk's term where that is ranked first (other spoken terms aside) above the
-    threshold; they are null where it has none. `not_answered` counts chunks of the split without an answer. InputError
-    if a split has none at all.
+    threshold; they are null where it has none. `not_answered` counts chunks of the split without an answer. Test's
+    figures are those of speakers that training does not hear; its part `seen_speakers` has the same of the others, or a
+    reason where there are none. `hints`: a {split}.counts.json for each split, where the model's prompts held terms
+    that the retriever ranks first; the report has what they count under `hints`, by split. InputError if a split has no
+    answer at all.
     """
     surfaces = read_surfaces(glossary, alt2main)
     display = {main_term: entry["term"] for main_term, entry in read_json(glossary).items()}
@@ -51,9 +57,12 @@ def evaluate_answers(
         TranscribedTerms(spelled) if task == "transcribe" else ListedTerms(spelled, display)
     )
     training_terms = frozenset[str]().union(*(row.spoken_terms for row in read_split(splits / "train.parquet")))
+    heard = heard_speakers(splits)
     ranked = {row["chunk_id"]: row for row in iterate_rows(retriever_predictions)}
     threshold = read_json(retriever_metrics)["rejection_threshold"]
     report: dict[str, Any] = {"task": task, "main_terms": len(display), "surfaces": len(surfaces)}
+    if hints:
+        report["hints"] = {path.name.removesuffix(".counts.json"): read_json(path)["hints"] for path in hints}
     written: list[dict[str, Any]] = []
     for split, path in answers.items():
         given = {row["chunk_id"]: row for row in iterate_rows(path)}
@@ -62,19 +71,40 @@ def evaluate_answers(
         if not answered:
             raise InputError(f"{path}: holds no answer about a chunk of {splits}/{split}.parquet; run its stage again")
         said = {row.chunk_id: read(given[row.chunk_id]["text"]) for row in answered}
-        report[split] = {
-            "not_answered": len(rows) - len(answered),
-            "unfinished": sum(not given[row.chunk_id]["finished"] for row in answered),
-            **answer_figures([_answered(row, said[row.chunk_id]) for row in answered], training_terms),
-            "retriever": _retriever_figures(answered, ranked, threshold, training_terms),
-        }
-        if task == "transcribe":
-            report[split]["transcript"] = transcript_figures(
-                [row.text for row in answered], [given[row.chunk_id]["text"] for row in answered]
-            )
-        written += [_prediction(split, row, given[row.chunk_id], said[row.chunk_id]) for row in answered]
+        beside = partial(_retriever_figures, ranked=ranked, threshold=threshold, training_terms=training_terms)
+        figures = partial(
+            _figures, given=given, said=said, beside=beside, training_terms=training_terms,
+            as_transcripts=task == "transcribe",
+        )  # fmt: skip
+        unseen, seen = by_speaker(rows, heard, lambda row: row.speaker_id)
+        report[split] = figures(unseen)
+        if split == "test":
+            report[split]["seen_speakers"] = figures(seen) if seen else NO_SEEN_SPEAKER
+        written += [_prediction(split, row, heard, given[row.chunk_id], said[row.chunk_id]) for row in answered]
     write_table(predictions, pa.Table.from_pylist(written, schema=ANSWER_PREDICTIONS))
     write_json(metrics, report)
+
+
+def _figures(
+    rows: Sequence[SplitRow],
+    given: Mapping[str, dict[str, Any]],
+    said: Mapping[str, SaidTerms],
+    beside: Callable[[Sequence[SplitRow]], dict[str, Any] | None],
+    training_terms: frozenset[str],
+    as_transcripts: bool,
+) -> dict[str, Any]:
+    """The figures of rows, answered ones alone, with those of the retriever `beside`."""
+    answered = [row for row in rows if row.chunk_id in given]
+    figures = {
+        "not_answered": len(rows) - len(answered),
+        "unfinished": sum(not given[row.chunk_id]["finished"] for row in answered),
+        **answer_figures([_answered(row, said[row.chunk_id]) for row in answered], training_terms),
+        "retriever": beside(answered),
+    }
+    if as_transcripts:
+        texts = [given[row.chunk_id]["text"] for row in answered]
+        figures["transcript"] = transcript_figures([row.text for row in answered], texts)
+    return figures
 
 
 def _answered(row: SplitRow, said: SaidTerms) -> Outcome:
@@ -100,11 +130,14 @@ def _ranked(row: SplitRow, prediction: dict[str, Any], threshold: float) -> Outc
     return Outcome(row.main_term, row.spoken_terms, row.seen_term, said, found)
 
 
-def _prediction(split: str, row: SplitRow, answer: dict[str, Any], said: SaidTerms) -> dict[str, Any]:
+def _prediction(
+    split: str, row: SplitRow, heard: Container[str], answer: dict[str, Any], said: SaidTerms
+) -> dict[str, Any]:
     return {
         "chunk_id": row.chunk_id,
         "split": split,
         "speaker_id": row.speaker_id,
+        "seen_speaker": row.speaker_id in heard,
         "has_term": row.has_term,
         "main_term": row.main_term,
         "seen_term": row.seen_term,

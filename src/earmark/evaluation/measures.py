@@ -135,21 +135,22 @@ def auroc(positive: np.ndarray, negative: np.ndarray) -> float | None:
 
 
 def calibration(
-    dev_scores: np.ndarray, dev_has_term: np.ndarray, scores: np.ndarray, has_term: np.ndarray, bins: int = 10
+    set_scores: np.ndarray, set_has_term: np.ndarray, scores: np.ndarray, has_term: np.ndarray, bins: int = 10
 ) -> dict[str, Any]:
     """How far the best score can be read as the chance that the chunk holds a term: expected calibration error.
 
-    A logistic map from best score to P(term chunk) is fitted on dev (scores[n], bool[n]) and applied to another split.
-    `ece` is the mean over that split's chunks of |mean P - share of term chunks| of their bin, among `bins` of equal
+    A logistic map from best score to P(term chunk) is fitted on the chunks that thresholds are set on (set_scores[n],
+    bool[n]) and applied to others.
+    `ece` is the mean over the others of |mean P - share of term chunks| of their bin, among `bins` of equal
     width in P (Guo et al. 2017, for two classes): {n, ece, slope, intercept, bins: [{low, high, n, mean_probability,
-    term_share}]}, empty bins left out; a `reason` and no figure where dev lacks a class or the split has no chunk. P
-    rests on dev's share of term chunks: another share elsewhere is part of the error.
+    term_share}]}, empty bins left out; a `reason` and no figure where those lack a class, or there are no others. P
+    rests on their share of term chunks: another share elsewhere is part of the error.
     """
-    if dev_has_term.all() or not dev_has_term.any():
-        return {"n": len(scores), "reason": "the dev split has no term chunk, or no no-term chunk, to calibrate on"}
+    if set_has_term.all() or not set_has_term.any():
+        return {"n": len(scores), "reason": "there is no term chunk, or no no-term chunk, to calibrate on"}
     if not len(scores):
         return {"n": 0, "reason": "no such chunk in this split"}
-    slope, intercept = _platt(dev_scores, dev_has_term)
+    slope, intercept = _platt(set_scores, set_has_term)
     probabilities = 1 / (1 + np.exp(-(slope * scores + intercept)))
     number = np.minimum((probabilities * bins).astype(int), bins - 1)
     rows = []

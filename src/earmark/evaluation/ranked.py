@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from earmark.artifacts import PREDICTIONS, read_table, write_json, write_table
+from earmark.artifacts import PREDICTIONS, RANKINGS, read_table, write_json, write_table
 from earmark.evaluation.distractors import distractor_words
 from earmark.evaluation.measures import (
     LETTER_BINS,
@@ -24,6 +24,7 @@ from earmark.evaluation.measures import (
     rejection,
     rejection_threshold,
 )
+from earmark.evaluation.speakers import NO_SEEN_SPEAKER, by_speaker, heard_speakers
 from earmark.retrieval.ranking import TermColumns, rank_of, term_scores
 from earmark.retrieval.split_rows import SplitRow
 
@@ -66,6 +67,14 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """Training chunks, and a way that differs from the one measured in not having heard their speakers."""
+
+    way: Way
+    rows: Sequence[SplitRow]
+
+
+@dataclass(frozen=True)
 class Heard:
     """What was made of one chunk."""
 
@@ -83,61 +92,108 @@ def write_figures(
     metrics: Path,
     predictions: Path,
     settings: Settings,
-    left_out: Mapping[str, int],
+    left_out: Mapping[str, Sequence[SplitRow]],
+    held_out: Sequence[HeldOut] = (),
 ) -> None:
     """Rank `surfaces` for the rows of dev and test; write metrics.json and predictions.parquet (PREDICTIONS).
 
     A main term scores as its best surface. Further terms spoken in a chunk (`other_terms`) are taken out of its ranking
-    before the rank of its own term is read: they are neither right nor wrong. (`top_terms` hold them.) Groups:
-    `all`, `seen` (the main term is heard in a kept training chunk) and `unseen` terms; test also by the number of a
-    term's training chunks and by its letters. The rejection threshold and the map from score to probability
-    (`calibration`) are set on dev and applied to test as they are. `duration_auroc` is a control: how well a chunk's
-    length alone tells term chunks from no-term chunks, 0.5 being not at all. `left_out` counts the chunks that could
-    not be used. `distractors`: the same with so many words in the glossary that nobody says; there a chunk counts as
-    accepted whatever is heard in it, and the threshold is set anew. A figure whose chunks are missing is null, or its
-    group has a `reason`.
+    before the rank of its own term is read: they are neither right nor wrong. (`top_terms` hold them.)
+
+    All figures of test are those of speakers that training does not hear, but for its part `seen_speakers`, which has
+    the same of the others', or a reason where there are none.
+
+    Groups: `all`, `seen` (the main term is heard in a kept training chunk) and `unseen` terms; test also by the number
+    of a term's training chunks and by its letters. The rejection threshold and the map from score to probability
+    (`calibration`) are set on dev and `held_out` together (`set_on` counts chunks and speakers), and applied to test as
+    they are. `duration_auroc` is a control: how well a chunk's length alone tells term chunks from no-term chunks, 0.5
+    being not at all. `left_out` are the chunks that could not be used (`without_features`). `distractors`: the same
+    with so many words in the glossary that nobody says; there a chunk counts as accepted whatever is heard in it, and
+    the threshold is set anew. A figure whose chunks are missing is null, or its group has a `reason`.
     """
     training = Counter(read_table(splits / "train.parquet", ["main_term"])["main_term"].to_pylist())
+    speakers = heard_speakers(splits)
+    terms = len(set(surfaces.values()))
     heard = _hear(way(surfaces), rows, settings.top_k)
-    threshold = _threshold(heard["dev"], settings.false_acceptance)
+    set_on = [*heard["dev"], *_hear_held_out(held_out, surfaces)]
+    threshold = _threshold(set_on, settings.false_acceptance)
     report: dict[str, Any] = {
-        "main_terms": len(set(surfaces.values())),
+        "main_terms": terms,
         "surfaces": len(surfaces),
         "rejection_threshold": threshold,
-        "calibration": _calibration(heard["dev"], heard["dev"]),
+        "set_on": _counts(set_on),
+        "calibration": _calibration(set_on, heard["dev"]),
     }
-    for split, results in heard.items():
-        report[split] = {
-            "without_features": left_out[split],
-            **_figures(results, len(set(surfaces.values())), threshold, settings),
-        }
-    report["test"]["calibration"] = _calibration(heard["dev"], heard["test"])
-    report["test"] |= _by_bins(heard["test"], training, len(set(surfaces.values())), settings)
-    report["distractors"] = _with_distractors(way, rows, surfaces, settings)
-    write_table(predictions, _predictions(heard))
+    unseen, seen = _of_speakers(heard["test"], speakers)
+    missing, missing_seen = by_speaker(left_out["test"], speakers, lambda row: row.speaker_id)
+    report["dev"] = {
+        "without_features": len(left_out["dev"]),
+        **_figures(heard["dev"], terms, threshold, settings),
+    }
+    report["test"] = {
+        "without_features": len(missing),
+        **_figures(unseen, terms, threshold, settings),
+        "calibration": _calibration(set_on, unseen),
+        **_by_bins(unseen, training, terms, settings),
+        "seen_speakers": NO_SEEN_SPEAKER,
+    }
+    if seen or missing_seen:
+        figures = _figures(seen, terms, threshold, settings)
+        report["test"]["seen_speakers"] = {"without_features": len(missing_seen), **figures}
+    report["distractors"] = _with_distractors(way, rows, surfaces, speakers, settings, held_out)
+    write_table(predictions, _predictions(heard, speakers))
     write_json(metrics, report)
 
 
+def write_rankings(scorer: Scorer, rows: Sequence[SplitRow], top_k: int, rankings: Path) -> None:
+    """Rank the scorer's main terms for the rows; write the best `top_k` of each (RANKINGS) and no figures."""
+    heard = _hear(scorer, {"": rows}, top_k)[""]
+    columns = [
+        [item.row.chunk_id for item in heard],
+        [item.row.speaker_id for item in heard],
+        [list(item.top_terms) for item in heard],
+        [list(item.top_scores) for item in heard],
+    ]
+    write_table(rankings, pa.table(columns, schema=RANKINGS))
+
+
 def _with_distractors(
-    way: Way, rows: Mapping[str, Sequence[SplitRow]], surfaces: Mapping[str, str], settings: Settings
+    way: Way,
+    rows: Mapping[str, Sequence[SplitRow]],
+    surfaces: Mapping[str, str],
+    speakers: Container[str],
+    settings: Settings,
+    held_out: Sequence[HeldOut],
 ) -> dict[str, Any]:
     """{how many: {searched, rejection_threshold, test}}; `searched` leaves out words that the way cannot spell."""
     if not settings.distractors:
         return {}
-    spoken = {word for group in rows.values() for row in group for word in row.text.split()}
+    without_term = [HeldOut(item.way, [row for row in item.rows if not row.has_term]) for item in held_out]
+    groups = [*rows.values(), *(item.rows for item in without_term)]
+    spoken = {word for group in groups for row in group for word in row.text.split()}
     words = distractor_words(max(settings.distractors), spoken, surfaces, settings.seed, settings.word_list)
     report = {}
     for count in dict.fromkeys(min(count, len(words)) for count in settings.distractors):
         larger = {**surfaces, **{word: word for word in words[:count]}}
         scorer = way(larger)
         heard = _hear(scorer, rows, top_k=1)
-        threshold = _threshold(heard["dev"], settings.false_acceptance)
+        threshold = _threshold([*heard["dev"], *_hear_held_out(without_term, larger)], settings.false_acceptance)
+        terms = len(set(larger.values()))
+        unseen, seen = _of_speakers(heard["test"], speakers)
         report[str(count)] = {
             "searched": len(set(words[:count]).intersection(scorer.main_terms)),
             "rejection_threshold": threshold,
-            "test": _figures(heard["test"], len(set(larger.values())), threshold, settings),
+            "test": {
+                **_figures(unseen, terms, threshold, settings),
+                "seen_speakers": _figures(seen, terms, threshold, settings) if seen else NO_SEEN_SPEAKER,
+            },
         }
     return report
+
+
+def _of_speakers(heard: Sequence[Heard], speakers: Container[str]) -> tuple[list[Heard], list[Heard]]:
+    """Chunks of unseen speakers, and of seen ones."""
+    return by_speaker(heard, speakers, lambda item: item.row.speaker_id)
 
 
 def _hear(scorer: Scorer, rows: Mapping[str, Sequence[SplitRow]], top_k: int) -> dict[str, list[Heard]]:
@@ -154,6 +210,10 @@ def _hear(scorer: Scorer, rows: Mapping[str, Sequence[SplitRow]], top_k: int) ->
         ]
         for split, group in rows.items()
     }
+
+
+def _hear_held_out(held_out: Sequence[HeldOut], surfaces: Mapping[str, str]) -> list[Heard]:
+    return [one for item in held_out if item.rows for one in _hear(item.way(surfaces), {"": item.rows}, 1)[""]]
 
 
 def _read(row: SplitRow, scores: np.ndarray, columns: TermColumns, top_k: int) -> Heard:
@@ -193,8 +253,16 @@ def _by_bins(heard: Sequence[Heard], training: Counter, terms: int, settings: Se
     }
 
 
-def _threshold(dev: Sequence[Heard], false_acceptance: float) -> float | None:
-    scores = np.array([item.top_scores[0] for item in dev if not item.row.has_term])
+def _counts(heard: Sequence[Heard]) -> dict[str, int]:
+    return {
+        "term_chunks": sum(item.row.has_term for item in heard),
+        "no_term_chunks": sum(not item.row.has_term for item in heard),
+        "speakers": len({item.row.speaker_id for item in heard}),
+    }
+
+
+def _threshold(set_on: Sequence[Heard], false_acceptance: float) -> float | None:
+    scores = np.array([item.top_scores[0] for item in set_on if not item.row.has_term])
     return rejection_threshold(scores, false_acceptance) if len(scores) else None
 
 
@@ -207,14 +275,14 @@ def _rejection(
     }
     control = {"duration_auroc": auroc(durations[True], durations[False])}
     if threshold is None:
-        return {"reason": "the dev split has no no-term chunk to set a threshold on", **control}
+        return {"reason": "there is no no-term chunk of dev to set a threshold on", **control}
     no_term = np.array([item.top_scores[0] for item in heard if not item.row.has_term])
     scores = {name: np.array([item.top_scores[0] for item in group]) for name, group in groups.items()}
     return {**rejection(threshold, no_term, scores, asked), **control}
 
 
-def _calibration(dev: Sequence[Heard], heard: Sequence[Heard]) -> dict[str, Any]:
-    return calibration(*_accepted(dev), *_accepted(heard))
+def _calibration(set_on: Sequence[Heard], heard: Sequence[Heard]) -> dict[str, Any]:
+    return calibration(*_accepted(set_on), *_accepted(heard))
 
 
 def _accepted(heard: Sequence[Heard]) -> tuple[np.ndarray, np.ndarray]:
@@ -222,12 +290,13 @@ def _accepted(heard: Sequence[Heard]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([item.top_scores[0] for item in heard]), np.array([item.row.has_term for item in heard], bool)
 
 
-def _predictions(heard: Mapping[str, Sequence[Heard]]) -> pa.Table:
+def _predictions(heard: Mapping[str, Sequence[Heard]], speakers: Container[str]) -> pa.Table:
     rows = [
         {
             "chunk_id": item.row.chunk_id,
             "split": split,
             "speaker_id": item.row.speaker_id,
+            "seen_speaker": item.row.speaker_id in speakers,
             "has_term": item.row.has_term,
             "main_term": item.row.main_term,
             "seen_term": item.row.seen_term,

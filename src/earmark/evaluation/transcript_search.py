@@ -44,5 +44,5 @@ def evaluate_transcripts(
 
         return Scorer(list(surfaces.values()), scores)
 
-    left_out = {split: len(rows[split]) - len(group) for split, group in kept.items()}
+    left_out = {split: [row for row in group if row.chunk_id not in texts] for split, group in rows.items()}
     write_figures(way, kept, read_surfaces(glossary, alt2main), splits, metrics, predictions, settings, left_out)

@@ -10,6 +10,7 @@ from pathlib import Path
 from earmark.artifacts import RejectedRows, atomic_path, iterate_rows, write_json
 from earmark.export.formats import NO_TERM, Example, fbank_frames, line_problem, line_writer, text_units
 from earmark.export.funnel import counts_path
+from earmark.export.hints import Hints
 from earmark.export.tokenizer import token_counter
 from earmark.export.wavs import wav_path
 from earmark.files import read_json
@@ -27,13 +28,15 @@ def export_split(
     prompt: str,
     tokenizer: str,
     max_rejected_fraction: float,
+    hints: Hints | None = None,
 ) -> None:
     """Write `output` (JSONL) from a SPLITS table, and its counts beside it (`counts_path`).
 
     `wav_folders[shard]` is where that shard's wavs lie, or will when a reader has unpacked them.
 
     The conversation and flat formats learn `task`: transcribe (the chunk's words) or spot_terms (the display forms of
-    the terms heard, or "none"). The funasr formats always transcribe. Every line is read back and checked. Rejected:
+    the terms heard, or "none"). The funasr formats always transcribe, and have no prompt. With `hints` a line's prompt
+    goes on with the chunk's, and the counts have theirs under `hints`. Every line is read back and checked. Rejected:
     no_text, a chunk without words where the format transcribes; too_short, less than one fbank frame where the format
     counts them.
     """
@@ -53,7 +56,7 @@ def export_split(
                     wav=str(wav.absolute()),
                     duration_s=row["duration_s"],
                     text=text,
-                    prompt=prompt,
+                    prompt=hints.added_to(prompt, row, display) if hints is not None else prompt,
                     answer=text if transcribes else ", ".join(display[term] for term in terms) or NO_TERM,
                 )
                 if not example.answer:
@@ -68,5 +71,7 @@ def export_split(
                 file.write(line + "\n")
                 rejected.kept += 1
         rejected.close(output)
-    write_json(counts_path(output), rejected.counts())
+    write_json(counts_path(output), rejected.counts() | ({} if hints is None else {"hints": hints.counts()}))
     logging.info("%d lines, %d rejected", rejected.kept, rejected.rejected)
+    if hints is not None:
+        logging.info("hints: %s", hints.counts())

@@ -63,6 +63,8 @@ def print_figures(folder: Path) -> None:
         raise InputError(f"{folder}: holds no finished run (no config.json); run the stage report first")
     figures = read_figures(folder, read_json(folder / "config.json"))
     print(f"\n{folder.name}: {_funnel_sentence(figures.funnel)}")
+    if sentence := quick_look_sentence(figures.funnel):
+        print(sentence)
     if figures.alignment and (accuracy := figures.alignment["accuracy"]):
         every = accuracy["all"]
         print(
@@ -80,6 +82,8 @@ def print_figures(folder: Path) -> None:
         print(f"  rejection: {rejection_sentence(metrics)}")
         for count, larger in metrics["distractors"].items():
             print(f"  {distractors_sentence(int(count), larger)}")
+        if sentence := seen_speakers_sentence(metrics["test"]["seen_speakers"]):
+            print(f"  {sentence}")
     for name, answers in figures.answers.items():
         _print_answers(name, answers)
     print(f"\nreport: {(folder / 'report.html').resolve()}")
@@ -101,6 +105,28 @@ def _print_answers(name: str, metrics: dict[str, Any]) -> None:
     print(f"  rejection: {answers_rejection_sentence(test)}")
     if "transcript" in test:
         print(f"  as transcripts: {transcript_sentence(test['transcript'])}")
+    if "hints" in metrics:
+        print(f"  {hints_sentence(metrics['hints'])}")
+    seen = test["seen_speakers"]
+    if "reason" not in seen:
+        recall = {group: _shown(seen["recall"][group]["value"]) for group in ("seen", "unseen")}
+        print(
+            f"  speakers heard in training, {seen['n_term']} term chunks: recall of seen terms {recall['seen']}, "
+            f"of unseen ones {recall['unseen']}"
+        )
+
+
+def seen_speakers_sentence(seen: dict[str, Any]) -> str | None:
+    """What is reached for speakers whom training hears; None where test has none."""
+    if "reason" in seen:
+        return None
+    retrieval = seen["retrieval"]
+    recalls = [
+        f"{group} terms R@1 {_shown(_value(retrieval[group].get('recall@1')))}, "
+        f"R@10 {_shown(_value(retrieval[group].get('recall@10')))}"
+        for group in ("seen", "unseen")
+    ]
+    return f"speakers heard in training, {retrieval['all']['n']} term chunks: {'; '.join(recalls)}"
 
 
 def answers_rejection_sentence(figures: dict[str, Any]) -> str:
@@ -109,6 +135,16 @@ def answers_rejection_sentence(figures: dict[str, Any]) -> str:
         f"{_shown(figures['rejected_no_term'])} of {figures['n_no_term']} no-term chunks rejected, "
         f"{_shown(figures['false_rejection'])} of {figures['n_term']} term chunks falsely rejected, "
         f"{figures['precision']['no_glossary_term']} times something said that is no glossary term"
+    )
+
+
+def hints_sentence(hints: dict[str, dict[str, Any]]) -> str:
+    """How many hints stood in the prompts, and how often the spoken term was among them, by split."""
+    shares = [f"{split} {_shown(of['spoken_among_them']['all']['value'])}" for split, of in hints.items()]
+    return (
+        f"hints: the {hints['test']['count']} terms that a retriever ranks first stand in each prompt. The share of "
+        f"term chunks whose own term is among them: {', '.join(shares)} (of train by retrievers that have not heard "
+        "the speaker)"
     )
 
 
@@ -143,6 +179,16 @@ def rejection_sentence(metrics: dict[str, Any]) -> str:
         f"{_shown(terms['false_rejection'])} of {terms['n']} term chunks falsely rejected, "
         f"AUROC {_shown(terms['auroc'])}"
     )
+
+
+def quick_look_sentence(funnel: dict[str, Any]) -> str | None:
+    """Of how many training chunks a quick look made do with few; None where training had them all."""
+    steps = {step["step"]: step for step in funnel["steps"]}
+    left_out = steps["splits"]["reasons"].get("over_train_limit", 0)
+    if not left_out:
+        return None
+    trained = funnel["splits"]["train"]["chunks"]
+    return f"a quick look: trained on {trained:,} of {trained + left_out:,} chunks (splits.max_train_chunks)"
 
 
 def _funnel_sentence(funnel: dict[str, Any]) -> str:

@@ -21,6 +21,8 @@ from earmark.report.figures import (
     CONTROL,
     RECALL_AT,
     RunFigures,
+    hints_sentence,
+    quick_look_sentence,
     read_figures,
     rejection_sentence,
     transcript_sentence,
@@ -45,7 +47,7 @@ def write_report(
     }
     main = next(iter(figures.metrics))
     usage = _usage(benchmarks)
-    test = [row for row in predictions[main] if row["split"] == "test"]
+    test = [row for row in predictions[main] if row["split"] == "test" and not row["seen_speaker"]]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -58,6 +60,7 @@ def write_report(
     page = environment.get_template("page.html").render(
         version=earmark.__version__,
         figures=figures,
+        quick_look=quick_look_sentence(figures.funnel),
         main=main,
         transcriber=config["evaluate"]["transcripts"],
         test_distractors=figures.metrics[main]["distractors"],
@@ -65,6 +68,10 @@ def write_report(
         recall_at=RECALL_AT,
         rejection_sentence=rejection_sentence,
         transcript_sentence=transcript_sentence,
+        hints_sentence=hints_sentence,
+        threshold_speakers=_threshold_speakers(figures.metrics[main]["set_on"], config),
+        larger_tests=_larger_tests,
+        answering_parts=_answering_parts,
         funnel_plot=plots.funnel([(step["step"], step["kept"], step["rejected"]) for step in figures.funnel["steps"]]),
         recall_plot=_recall_plot(figures),
         rejection_plot=_rejection_plot(test, figures.metrics[main]["rejection_threshold"]),
@@ -74,7 +81,12 @@ def write_report(
         confusions=_confusions(test),
         hardest=_hardest_terms(test),
         rejected=_rejected_rows(
-            run_folder, shards, config["export"]["formats"], trained=figures.audits, answering=figures.answers
+            run_folder,
+            shards,
+            config["export"]["formats"],
+            trained=figures.audits,
+            answering=figures.answers,
+            folds=config["train"]["folds"] if _has_folds(figures, config) else 0,
         ),
         conflicts=_first_lines(run_folder / "glossary/conflicts.jsonl"),
         usage_columns=COLUMNS,
@@ -85,6 +97,36 @@ def write_report(
     with atomic_path(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
     write_json(config_copy, config)
+
+
+def _has_folds(figures: RunFigures, config: dict[str, Any]) -> bool:
+    """Whether retrievers were trained that have not heard some of the training speakers."""
+    hinted = any("hints" in answers for answers in figures.answers.values())
+    return hinted or bool(config["evaluate"]["held_out_chunks"])
+
+
+def _threshold_speakers(set_on: dict[str, int], config: dict[str, Any]) -> str:
+    chunks, speakers = f"{set_on['no_term_chunks']:,}", f"{set_on['speakers']:,}"
+    if not config["evaluate"]["held_out_chunks"]:
+        return f"dev ({chunks}, {speakers} speakers)"
+    return (
+        f"dev, and for the retriever also of training, where retrievers hear them that have not heard their speakers "
+        f"({chunks} in all, {speakers} speakers)"
+    )
+
+
+def _larger_tests(metrics: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(words more, figures) of larger glossaries."""
+    return [(f"{int(count):,}", larger["test"]) for count, larger in metrics["distractors"].items()]
+
+
+def _answering_parts(name: str, test: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(who, figures) of a backend that answers and of the retriever beside it, of unseen speakers, then seen ones."""
+    parts = [(name, test), ("retriever", test["retriever"])]
+    seen = test["seen_speakers"]
+    if "reason" not in seen:
+        parts += [(f"{name}, seen speakers", seen), ("retriever, seen speakers", seen["retriever"])]
+    return [(who, figures) for who, figures in parts if figures]
 
 
 def _recall_plot(figures: RunFigures) -> str:
@@ -152,11 +194,17 @@ def _hardest_terms(test: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _rejected_rows(
-    run_folder: Path, shards: list[str], formats: list[str], *, trained: Iterable[str], answering: Iterable[str]
+    run_folder: Path,
+    shards: list[str],
+    formats: list[str],
+    *,
+    trained: Iterable[str],
+    answering: Iterable[str],
+    folds: int,
 ) -> list[dict[str, str]]:
     """The first rejected rows of every artifact of this run, with where they are listed.
 
-    `trained` and `answering` are the backends that this run's configuration names.
+    `trained` and `answering` are the backends that this run's configuration names; `folds` is 0 where none was hinted.
     """
     sharded = [f"{stage}/{shard}" for stage in _SHARDED for shard in shards]
     named = [
@@ -167,6 +215,8 @@ def _rejected_rows(
         *(f"models/{name}/*" for name in trained),
         *(f"answers/{name}/*" for name in answering),
         *(f"export/{name}/*" for name in formats),
+        *(["hints/conversation/*"] if folds else []),
+        *(f"folds/{fold}/{name}" for fold in range(folds) for name in ("train", "index/*")),
         *sharded,
     ]
     rows = []

@@ -78,7 +78,7 @@ def score_histogram(term_scores: Sequence[float], no_term_scores: Sequence[float
     edges = np.linspace(min(every), max(every), 41).tolist()
     axes.hist(no_term_scores, bins=edges, color=GREY, alpha=0.8, label="no-term chunks", density=True)
     axes.hist(term_scores, bins=edges, color=BLUE, alpha=0.6, label="term chunks", density=True)
-    axes.axvline(threshold, color=ORANGE, label="threshold (from dev)")
+    axes.axvline(threshold, color=ORANGE, label="threshold")
     axes.set_xlabel("score of the best term")
     axes.set_ylabel("density")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -98,8 +98,16 @@ rule rank_fold:
         "../workflow/scripts/rank_chunks.py"
 
 
+RANKED = [DATA / f"folds/{fold}/ranked/retriever.parquet" for fold in FOLDS]
+
+
 rule folds:
     input:
-        [DATA / f"folds/{fold}/ranked/retriever.parquet" for fold in FOLDS],
+        # Evaluation ranks what it draws by itself; hints want every chunk ranked.
+        (
+            RANKED
+            if config["speech_llm"]["hints"]
+            else [DATA / f"folds/{fold}/index/retriever" for fold in FOLDS]
+        ),
     message:
         "Stage folds is whole"

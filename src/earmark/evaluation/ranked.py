@@ -105,11 +105,11 @@ def write_figures(
 
     Groups: `all`, `seen` (the main term is heard in a kept training chunk) and `unseen` terms; test also by the number
     of a term's training chunks and by its letters. The rejection threshold and the map from score to probability
-    (`calibration`) are set on dev and `held_out` together (`set_on` counts chunks and speakers), and applied to test as
-    they are. `duration_auroc` is a control: how well a chunk's length alone tells term chunks from no-term chunks, 0.5
-    being not at all. `left_out` are the chunks that could not be used (`without_features`). `distractors`: the same
-    with so many words in the glossary that nobody says; there a chunk counts as accepted whatever is heard in it, and
-    the threshold is set anew. A figure whose chunks are missing is null, or its group has a `reason`.
+    (`calibration`) are set on dev and `held_out` together (`set_on` counts them), and applied to test as they are.
+    `duration_auroc` is a control: how well a chunk's length alone tells term chunks from no-term chunks, 0.5 being not
+    at all. `left_out` are the chunks that could not be used (`without_features`). `distractors`: the same with so many
+    words in the glossary that nobody says; there a chunk counts as accepted whatever is heard in it, and the threshold
+    is set anew. A figure whose chunks are missing is null, or its group has a `reason`.
     """
     training = Counter(read_table(splits / "train.parquet", ["main_term"])["main_term"].to_pylist())
     speakers = heard_speakers(splits)
@@ -137,10 +137,11 @@ def write_figures(
         **_by_bins(unseen, training, terms, settings),
         "seen_speakers": NO_SEEN_SPEAKER,
     }
-    if seen or missing_seen:
+    has_seen = bool(seen or missing_seen)
+    if has_seen:
         figures = _figures(seen, terms, threshold, settings)
         report["test"]["seen_speakers"] = {"without_features": len(missing_seen), **figures}
-    report["distractors"] = _with_distractors(way, rows, surfaces, speakers, settings, held_out)
+    report["distractors"] = _with_distractors(way, rows, surfaces, splits, speakers, has_seen, settings, held_out)
     write_table(predictions, _predictions(heard, speakers))
     write_json(metrics, report)
 
@@ -161,7 +162,9 @@ def _with_distractors(
     way: Way,
     rows: Mapping[str, Sequence[SplitRow]],
     surfaces: Mapping[str, str],
+    splits: Path,
     speakers: Container[str],
+    has_seen: bool,
     settings: Settings,
     held_out: Sequence[HeldOut],
 ) -> dict[str, Any]:
@@ -169,9 +172,9 @@ def _with_distractors(
     if not settings.distractors:
         return {}
     without_term = [HeldOut(item.way, [row for row in item.rows if not row.has_term]) for item in held_out]
-    groups = [*rows.values(), *(item.rows for item in without_term)]
-    spoken = {word for group in groups for row in group for word in row.text.split()}
-    words = distractor_words(max(settings.distractors), spoken, surfaces, settings.seed, settings.word_list)
+    words = distractor_words(
+        max(settings.distractors), _spoken_words(splits), surfaces, settings.seed, settings.word_list
+    )
     report = {}
     for count in dict.fromkeys(min(count, len(words)) for count in settings.distractors):
         larger = {**surfaces, **{word: word for word in words[:count]}}
@@ -185,10 +188,16 @@ def _with_distractors(
             "rejection_threshold": threshold,
             "test": {
                 **_figures(unseen, terms, threshold, settings),
-                "seen_speakers": _figures(seen, terms, threshold, settings) if seen else NO_SEEN_SPEAKER,
+                "seen_speakers": _figures(seen, terms, threshold, settings) if has_seen else NO_SEEN_SPEAKER,
             },
         }
     return report
+
+
+def _spoken_words(splits: Path) -> set[str]:
+    """The words of all chunks, whatever was kept of them: so every way is given the same distractors."""
+    texts = (read_table(splits / f"{split}.parquet", ["text"])["text"] for split in ("train", "dev", "test"))
+    return {word for column in texts for text in column.to_pylist() for word in (text or "").split()}
 
 
 def _of_speakers(heard: Sequence[Heard], speakers: Container[str]) -> tuple[list[Heard], list[Heard]]:
@@ -257,7 +266,7 @@ def _counts(heard: Sequence[Heard]) -> dict[str, int]:
     return {
         "term_chunks": sum(item.row.has_term for item in heard),
         "no_term_chunks": sum(not item.row.has_term for item in heard),
-        "speakers": len({item.row.speaker_id for item in heard}),
+        "no_term_speakers": len({item.row.speaker_id for item in heard if not item.row.has_term}),
     }
 
 

@@ -144,7 +144,7 @@ def hints_sentence(hints: dict[str, dict[str, Any]]) -> str:
     return (
         f"hints: the {hints['test']['count']} terms that a retriever ranks first stand in each prompt. The share of "
         f"term chunks whose own term is among them: {', '.join(shares)} (of train by retrievers that have not heard "
-        "the speaker)"
+        "the speaker; of test whoever speaks)"
     )
 
 
@@ -193,8 +193,9 @@ def quick_look_sentence(funnel: dict[str, Any]) -> str | None:
 
 def _funnel_sentence(funnel: dict[str, Any]) -> str:
     steps = {step["step"]: step for step in funnel["steps"]}
+    aligned = f"{steps['align']['kept']:,} segments aligned, " if "align" in steps else ""  # not of chunks from a file
     return (
-        f"{steps['manifest']['input']:,} manifest lines, {steps['align']['kept']:,} segments aligned, "
+        f"{steps['manifest']['input']:,} manifest lines, {aligned}"
         f"{funnel['chunks']['term']:,} term chunks and {funnel['chunks']['no_term']:,} no-term chunks"
     )
 

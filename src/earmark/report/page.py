@@ -106,7 +106,7 @@ def _has_folds(figures: RunFigures, config: dict[str, Any]) -> bool:
 
 
 def _threshold_speakers(set_on: dict[str, int], config: dict[str, Any]) -> str:
-    chunks, speakers = f"{set_on['no_term_chunks']:,}", f"{set_on['speakers']:,}"
+    chunks, speakers = f"{set_on['no_term_chunks']:,}", f"{set_on['no_term_speakers']:,}"
     if not config["evaluate"]["held_out_chunks"]:
         return f"dev ({chunks}, {speakers} speakers)"
     return (
@@ -216,7 +216,7 @@ def _rejected_rows(
         *(f"answers/{name}/*" for name in answering),
         *(f"export/{name}/*" for name in formats),
         *(["hints/conversation/*"] if folds else []),
-        *(f"folds/{fold}/{name}" for fold in range(folds) for name in ("train", "index/*")),
+        *(f"folds/{fold}/index/*" for fold in range(folds)),
         *sharded,
     ]
     rows = []

@@ -2,29 +2,20 @@
 
 A path goes frame by frame. In PyTorch a frame is a dozen operations on small tensors, and a query waits for their
 launches rather than for their sums. These functions do the same float32 operations in the same order, so the results
-are those of `term_alignment`, `surroundings` and `unit_ngrams` to the last bit. They let go of the interpreter's lock.
+are those of `term_alignment`, `surroundings` and `unit_ngrams` to the last bit, but for terms of more units than the
+chunk has frames, whom nothing fits. They let go of the interpreter's lock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
 import torch
+
+from earmark.retrieval.machine_code import compiled
 
 NEVER = -1e4  # what no path scores; a frame beyond a chunk's end emits it
 
 _NEVER = np.float32(NEVER)
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` as machine code, made at its first call and kept for later processes where a cache can be written."""
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # neither the package's folder nor the home is writable
-        return numba.njit(nogil=True)(function)
 
 
 def can_be_compiled(emitted: torch.Tensor) -> bool:
@@ -38,12 +29,17 @@ def ids(units: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(units.numpy(), dtype=np.uint32)
 
 
-def frames(emitted: torch.Tensor) -> np.ndarray:
-    """Emissions as the functions below take them."""
-    return np.ascontiguousarray(emitted.detach().numpy())
+def numbers(counts: torch.Tensor) -> np.ndarray:
+    """Counts of units as the functions below take them."""
+    return np.ascontiguousarray(counts.numpy(), dtype=np.int64)
 
 
-@compiled
+def floats(values: torch.Tensor) -> np.ndarray:
+    """Emissions, costs and scores as the functions below take them."""
+    return np.ascontiguousarray(values.detach().numpy(), dtype=np.float32)
+
+
+@compiled("void(f4[:,::1], u4[:,::1], i8[::1], f4[::1], f4[::1], f4, f4[::1])")
 def align(
     emitted: np.ndarray,
     units: np.ndarray,
@@ -83,7 +79,7 @@ def align(
         scores[term] = best
 
 
-@compiled
+@compiled("f4(f4[:,::1], i8, b1, u4[:,::1], i8[::1], f4[::1], f4, f4, f4[::1])")
 def explain(
     emitted: np.ndarray,
     length: int,
@@ -137,7 +133,7 @@ def explain(
     return whole
 
 
-@compiled
+@compiled("void(f4[:,::1], f4[::1], f4[:,::1])")
 def best_moments(emitted: np.ndarray, one: np.ndarray, two: np.ndarray) -> None:
     """Fill one[U] and two[U, U] with the best path of each unit and pair anywhere in one chunk's emitted[T, U + 1]."""
     one[:] = _NEVER

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from earmark.retrieval.compiled_paths import compiled
+from earmark.retrieval.machine_code import compiled
 
 _LANES = 8  # rows that are added up together, each in a register of its own: one sum waits for its last addition
 
@@ -36,7 +36,7 @@ class NgramSearch:
         blocks = -(-len(order) // _LANES)
         filled = np.pad(counts[order], (0, blocks * _LANES - len(order)), constant_values=1)
         ends = np.append(0, np.cumsum(_LANES * filled.reshape(blocks, _LANES).max(axis=1)))
-        table = np.full(ends[-1], values, np.min_scalar_type(values + 1))
+        table = np.full(ends[-1], values, np.uint16 if values + 1 < 2**16 else np.uint32)
         table[ends[-2] + np.arange(len(order) % _LANES or _LANES, _LANES)] = values + 1
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
@@ -93,7 +93,10 @@ def _merged(vectors: sparse.csr_matrix, inventory: int) -> tuple[np.ndarray, np.
     return rows[kept], entries[kept]
 
 
-@compiled
+# Two bytes an entry for an inventory of phonemes or letters; more for a larger one.
+@compiled(
+    *(f"void(f4[::1], i8[::1], {entry}[::1], f4[::1], f4[::1], f4[::1], f4[::1], f4[::1])" for entry in ("u2", "u4"))
+)
 def _add_up(
     values: np.ndarray,
     ends: np.ndarray,

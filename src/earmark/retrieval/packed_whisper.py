@@ -1,9 +1,9 @@
 """Whisper's frozen encoder on a CPU, its weights packed once in the layout that oneDNN multiplies fastest.
 
-Nine tenths of hearing a short clip are matrix products, some hundred rows each: too few to pay for laying out the
+Three quarters of hearing a short clip are matrix products, some hundred rows each: too few to pay for laying out the
 weights anew at every call, as PyTorch's linear layer does. A convolution is such a product too, of the three frames
 that it sees, so nothing is turned between channels and time; activations and residuals are added on the way out. The
-states are those of `whisper.encode_states` up to rounding.
+states are those of `whisper.encode_states` up to rounding. The packed weights lie in memory beside the encoder's own.
 """
 
 from __future__ import annotations
@@ -22,10 +22,19 @@ _KERNEL, _PADDING = 3, 1  # of both convolutions
 
 def can_be_packed(encoder: WhisperEncoder) -> bool:
     """Whether this machine, and what the encoder is and where, allow it."""
-    weight = encoder.conv1.weight
+    attentions = [layer.self_attn for layer in encoder.layers]
+    linear = [getattr(attention, f"{name}_proj") for attention in attentions for name in ("q", "k", "v", "out")]
+    linear += [part for layer in encoder.layers for part in (layer.fc1, layer.fc2)]
     return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.float32
+        # Exactly these: adapters around a layer, or another kind of it, do more than multiply by its weights.
+        {type(part) for part in linear} == {nn.Linear}
+        and type(encoder.conv1) is type(encoder.conv2) is nn.Conv1d
+        # Of tensors made in inference mode it is not known when they were written to.
+        and all(
+            weight.device.type == "cpu" and weight.dtype == torch.float32 and not weight.is_inference()
+            for weight in encoder.parameters()
+        )
+        and not torch.is_autocast_enabled("cpu")
         and not encoder.training
         and encoder.config.activation_function == "gelu"
         and torch.backends.mkldnn.is_available()

@@ -47,12 +47,13 @@ def surroundings(
 def _compiled(
     emitted: torch.Tensor, lengths: torch.Tensor, units: torch.Tensor, unit_counts: torch.Tensor, costs: torch.Tensor
 ) -> Surroundings:
-    frames, after = compiled_paths.frames(emitted), torch.full((len(emitted), emitted.shape[1] + 1), NEVER)
+    frames, after = compiled_paths.floats(emitted), torch.full((len(emitted), emitted.shape[1] + 1), NEVER)
     before, whole = torch.empty_like(after), after.new_empty(len(emitted))
     behind = np.empty(after.shape[1], np.float32)
     fees = np.float32(FRAGMENT_COST / 2), np.float32(UNIT_COST)
     for chunk, length in enumerate(lengths.tolist()):
-        words = compiled_paths.ids(units[chunk]), unit_counts[chunk].numpy(), costs[chunk].numpy()
+        ids, counts = compiled_paths.ids(units[chunk]), compiled_paths.numbers(unit_counts[chunk])
+        words = ids, counts, compiled_paths.floats(costs[chunk])
         whole[chunk] = compiled_paths.explain(frames[chunk], length, False, *words, *fees, before[chunk].numpy())
         compiled_paths.explain(frames[chunk], length, True, *words, *fees, behind)
         after[chunk, : length + 1] = torch.from_numpy(behind[length::-1].copy())

@@ -56,15 +56,13 @@ def alignment_scores(
 def _compiled_scores(
     emitted: torch.Tensor, units: torch.Tensor, counts: torch.Tensor, around: Surroundings | None
 ) -> torch.Tensor:
-    frames, scores = compiled_paths.frames(emitted), np.empty(counts.shape, np.float32)
+    frames, scores = compiled_paths.floats(emitted), np.empty(counts.shape, np.float32)
     free = np.zeros((len(frames), frames.shape[1] + 1), np.float32)
-    before, after = (free, free) if around is None else (around.before.numpy(), around.after.numpy())
+    before, after = (free, free) if around is None else map(compiled_paths.floats, (around.before, around.after))
     bonus = np.float32(UNIT_BONUS if around is None else 0.0)
     for chunk in range(len(frames)):
-        compiled_paths.align(
-            frames[chunk], compiled_paths.ids(units[chunk]), counts[chunk].numpy(), before[chunk], after[chunk], bonus,
-            scores[chunk],
-        )  # fmt: skip
+        terms = compiled_paths.ids(units[chunk]), compiled_paths.numbers(counts[chunk])
+        compiled_paths.align(frames[chunk], *terms, before[chunk], after[chunk], bonus, scores[chunk])
     found = torch.from_numpy(scores)
     return found if around is None else found - around.whole[:, None]
 

@@ -79,7 +79,7 @@ def _best_moments(emitted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     one = emitted.new_full((chunks, units), NEVER)
     two = emitted.new_full((chunks, units, units), NEVER)
     if compiled_paths.can_be_compiled(emitted):
-        for frames, best_one, best_two in zip(compiled_paths.frames(emitted), one.numpy(), two.numpy(), strict=True):
+        for frames, best_one, best_two in zip(compiled_paths.floats(emitted), one.numpy(), two.numpy(), strict=True):
             compiled_paths.best_moments(frames, best_one, best_two)
         return two, one
     blank, spoken = emitted[:, :, :1], emitted[:, :, 1:]

@@ -45,19 +45,16 @@ class WhisperFrames(FrozenEncoder):
     def encode_mel(self, mel: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if can_be_packed(self.encoder):
             return frames_of(self._packed_encoder().states(mel.float(), lengths), lengths)
+        self._packed = None
         return encode_frames(self.encoder, mel, lengths, self.layer)
 
     def _packed_encoder(self) -> PackedWhisper:
-        weights = [(id(weight), weight.data_ptr(), _version(weight)) for weight in self.encoder.parameters()]
-        if self._packed is None or self._packed[0] != weights:
-            self._packed = weights, PackedWhisper(self.encoder, self.layer)
+        # Packed anew when weights were written to, as when others are loaded; a write to `.data` is not seen.
+        packed = self.layer, [(id(weight), weight.data_ptr(), weight._version) for weight in self.encoder.parameters()]
+        if self._packed is None or self._packed[0] != packed:
+            self._packed = packed, PackedWhisper(self.encoder, self.layer)
         return self._packed[1]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the packed weights, which are nothing that can be pickled."""
         return {**self.__dict__, "_packed": None}
-
-
-def _version(weight: torch.Tensor) -> int:
-    """How often a weight was written to, as when another model is loaded into it."""
-    return -1 if weight.is_inference() else weight._version

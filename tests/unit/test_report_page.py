@@ -9,7 +9,7 @@ import pytest
 
 from earmark.evaluation.speakers import NO_SEEN_SPEAKER
 from earmark.evaluation.term_answers import Outcome, SaidTerms, answer_figures
-from earmark.report.figures import _print_answers
+from earmark.report.figures import _funnel_sentence, _print_answers
 from earmark.report.page import _answering_parts, _rejected_rows
 
 
@@ -55,3 +55,10 @@ def test_answers_about_seen_speakers_are_shown_beside_those_about_unseen_ones_wh
         _print_answers("llm", {"task": "spot_terms", "test": {**test, "seen_speakers": part}})
         printed = capsys.readouterr().out
         assert line in printed and ("heard in training" in printed) == bool(line)
+
+
+def test_a_run_of_chunks_from_a_file_says_nothing_of_an_alignment_that_it_did_not_make() -> None:
+    funnel = {"steps": [{"step": "manifest", "input": 1200}], "chunks": {"term": 1000, "no_term": 200}}
+    assert _funnel_sentence(funnel) == "1,200 manifest lines, 1,000 term chunks and 200 no-term chunks"
+    funnel["steps"].append({"step": "align", "kept": 40})
+    assert _funnel_sentence(funnel).startswith("1,200 manifest lines, 40 segments aligned, 1,000 term")

@@ -52,7 +52,7 @@ Way = Callable[[Mapping[str, str]], Scorer]
 class Settings:
     """The section `evaluate` of the configuration, and the seed."""
 
-    false_acceptance: float  # share of dev's no-term chunks that the threshold lets through, below 1
+    false_acceptance: float  # share of no-term chunks that the threshold lets through where it is set, below 1
     bootstrap_resamples: int
     top_k: int  # terms kept per chunk in the predictions
     distractors: Sequence[int]  # how many words nobody says join the glossary, in turn

@@ -90,7 +90,7 @@ class TermSearch:
         self._metrics: dict[str, Any] = read_json(self._metrics_path) if self._metrics_path.is_file() else {}
 
     def threshold(self) -> float:
-        """The run's own, set on dev's no-term chunks. InputError where the evaluation left none."""
+        """The run's own, set by its evaluation. InputError where the evaluation left none."""
         threshold = self._metrics.get("rejection_threshold")
         if threshold is None:
             why = "holds no rejection_threshold" if self._metrics else "there is no such file"

@@ -217,7 +217,9 @@ def test_transcripts_have_error_rates_and_the_report_says_how_good_the_hints_wer
     value = metrics["hints"]["test"]["spoken_among_them"]["all"]["value"]
     page = (data / "report.html").read_text()
     assert "whisper_qwen3, hints: the 3 terms that a retriever ranks first stand in each prompt." in page
-    assert f", test {value:.3f} (of train by retrievers that have not heard the speaker)" in page
+    assert (
+        f", test {value:.3f} (of train by retrievers that have not heard the speaker; of test whoever speaks)" in page
+    )
     assert "word error rate" in page
 
 

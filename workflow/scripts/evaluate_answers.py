@@ -15,5 +15,5 @@ with job_log(snakemake.log[0]):
         Path(output.metrics),
         Path(output.predictions),
         task=snakemake.params.task,
-        hints=[Path(path) for path in inputs.get("hints", [])],
+        hints=[Path(path) for path in inputs.hints],
     )

@@ -6,7 +6,7 @@ from earmark.logs import job_log
 
 with job_log(snakemake.log[0]):
     inputs = snakemake.input
-    folds = zip(inputs.get("fold_models", []), inputs.get("fold_indexes", []), inputs.get("held_out", []), strict=True)
+    folds = zip(inputs.fold_models, inputs.fold_indexes, inputs.held_out, strict=True)
     evaluate_retriever(
         Path(inputs.model),
         [Path(path) for path in inputs.features],

@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 from scipy import sparse
 
 from earmark.artifacts import SPLITS, read_table, write_table
+from earmark.chunks.splits import seen_terms, terms_in
 from earmark.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def fold_splits(train: Path, dev: Path, output: Path, *, folds: int) -> None:
     fold_of_chunk = np.array([fold_of[number] for number in group.tolist()])
     for fold in range(folds):
         held_out, kept = (chunks.filter(pa.array(is_of)) for is_of in (fold_of_chunk == fold, fold_of_chunk != fold))
-        heard = _heard(kept)
+        heard = pa.array(sorted(terms_in(kept)), pa.string())
         fold_dev = _with_seen(dev_chunks, heard)
         speakers = sorted(pc.unique(held_out["speaker_id"]).to_pylist())
         if not pc.any(fold_dev["seen_term"]).as_py():
@@ -82,15 +82,7 @@ def fold_splits(train: Path, dev: Path, output: Path, *, folds: int) -> None:
         log.info("fold %d: trained on %d chunks, %d held out (%s)", fold, len(kept), len(held_out), speakers[:20])
 
 
-def _heard(chunks: pa.Table) -> pa.Array:
-    """The main terms that some of the chunks hold whole."""
-    with_term = chunks.filter(chunks["has_term"])
-    spoken: list[Any] = [*with_term["main_term"].to_pylist(), *pc.list_flatten(with_term["other_terms"]).to_pylist()]
-    return pa.array(sorted(set(spoken)), pa.string())
-
-
 def _with_seen(chunks: pa.Table, heard: pa.Array) -> pa.Table:
-    """The chunks with seen_term told by `heard`; null where there is no term, as ever."""
-    seen = pc.if_else(chunks["has_term"], pc.is_in(chunks["main_term"], heard), pa.scalar(None, pa.bool_()))
-    columns = {name: seen if name == "seen_term" else chunks[name] for name in SPLITS.names}
-    return pa.table(columns, schema=SPLITS)
+    """The chunks with seen_term told by `heard`."""
+    seen = seen_terms(chunks, heard)
+    return pa.table({name: seen if name == "seen_term" else chunks[name] for name in SPLITS.names}, schema=SPLITS)

@@ -294,16 +294,26 @@ def _heard_in_training(chunks: dict[str, Path], placement: _Placement) -> set[st
     heard: set[str] = set()
     for _, rows, batch in _batches(chunks, ["main_term", "has_term", "other_terms"]):
         in_training = (placement.part[rows] == _TRAIN) & (placement.reason[rows] == _KEPT)
-        trained = batch.filter(in_training).filter(pc.field("has_term"))
-        heard.update(_values(trained["main_term"]), _values(pc.list_flatten(trained["other_terms"])))
+        heard |= terms_in(batch.filter(in_training))
     return heard
+
+
+def terms_in(chunks: pa.RecordBatch | pa.Table) -> set[str]:
+    """The main terms that some of the term chunks hold whole."""
+    with_term = chunks.filter(pc.field("has_term"))
+    return {*_values(with_term["main_term"]), *_values(pc.list_flatten(with_term["other_terms"]))}
+
+
+def seen_terms(chunks: pa.RecordBatch | pa.Table, heard: pa.Array) -> pa.Array | pa.ChunkedArray:
+    """The column seen_term, where training hears the main terms `heard`: null where there is no term."""
+    return pc.if_else(chunks["has_term"], pc.is_in(chunks["main_term"], heard), None)
 
 
 def _split_rows(batch: pa.RecordBatch, shard: str, heard: pa.Array) -> pa.Table:
     """The batch with SPLITS' columns. `heard`: the main terms that training hears."""
     columns = {
         "shard": pa.repeat(shard, batch.num_rows),
-        "seen_term": pc.if_else(batch["has_term"], pc.is_in(batch["main_term"], heard), None),
+        "seen_term": seen_terms(batch, heard),
         "duration_s": pc.subtract(batch["end_s"], batch["start_s"]),
     }
     return pa.table({name: columns[name] if name in columns else batch[name] for name in SPLITS.names}, schema=SPLITS)

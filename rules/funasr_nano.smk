@@ -78,6 +78,8 @@ use rule evaluate_answers as evaluate_funasr_nano with:
         alt2main=rules.glossary.output.alt2main,
         retriever_metrics=DATA / "evaluation/retriever/metrics.json",
         retriever_predictions=DATA / "evaluation/retriever/predictions.parquet",
+        # Its prompt has no place for them.
+        hints=[],
     output:
         metrics=DATA / "evaluation/funasr_nano/metrics.json",
         predictions=DATA / "evaluation/funasr_nano/predictions.parquet",

@@ -32,6 +32,17 @@ settings.register_profile("earmark", deadline=None, max_examples=60, derandomize
 settings.load_profile("earmark")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In several processes: a file stays in one, and so does all that needs the whole chain."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    for item in items:
+        of_chain = "chain" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("chain" if of_chain else str(item.path)))
+    # The longest first, so that no process is left alone with them at the end.
+    items.sort(key=lambda item: ("chain" not in getattr(item, "fixturenames", ()), "workflow" not in item.path.parts))
+
+
 @dataclass(frozen=True)
 class SnakemakeRun:
     """`output` is what the user saw: stdout and stderr in the order they came."""

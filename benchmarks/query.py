@@ -1,9 +1,10 @@
 """How long a query takes: a clip of two seconds against 200,000 terms, encoding included.
 
-    .venv/bin/python benchmarks/query.py [--terms 200000] [--clips 50] [--threads 2]
+    .venv/bin/python benchmarks/query.py [--run data/demo] [--terms 200000] [--clips 50] [--threads 2] \
+        [--encoder-precision int8]
 
-The terms are pairs of words of the English dictionary, weighed against the everyday words of the demo's index
-(--background none: not); the clips are cut from the demo's chunks. Beside it what one would run instead: the clip
+The terms are pairs of words of the English dictionary, weighed against the everyday words of the run's index
+(--background none: not); the clips are cut from the run's chunks. Beside it what one would run instead: the clip
 through stock Whisper, and its text searched by rapidfuzz. Beside other work, the CPU time of one thread tells more than
 the clock does.
 """
@@ -26,7 +27,7 @@ from earmark.evaluation.transcript_match import TranscriptMatcher
 from earmark.evaluation.transcripts import load_transcriber
 from earmark.retrieval.alignment_index import AlignmentIndex
 from earmark.retrieval.index import index_surfaces, load_index
-from earmark.retrieval.model import hear, load_retriever
+from earmark.retrieval.model import PRECISIONS, hear, load_retriever
 
 DEMO = Path("data/demo")
 
@@ -39,15 +40,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of a clip")
     parser.add_argument("--candidates", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--model", type=Path, default=DEMO / "models/retriever")
+    parser.add_argument("--run", type=Path, default=DEMO, help="a finished run: its retriever and its background")
+    parser.add_argument("--encoder-precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--background", choices=["index", "none"], default="index")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    clips = some_clips(arguments.clips, round(arguments.seconds * SAMPLE_RATE))
+    clips = some_clips(arguments.run, arguments.clips, round(arguments.seconds * SAMPLE_RATE))
     terms = some_terms(arguments.terms)
-    model = load_retriever(arguments.model)
+    model = load_retriever(arguments.run / "models/retriever")
+    model.encoder_precision = arguments.encoder_precision
     begun = time.perf_counter()
-    background = load_index(DEMO / "index/retriever", model).background if arguments.background == "index" else None
+    with_background = arguments.background == "index"
+    background = load_index(arguments.run / "index/retriever", model).background if with_background else None
     index, _ = index_surfaces(model, {term: term for term in terms}, background=background)
     index.scores(hear(model, model.preprocess(clips[:1])), arguments.candidates)  # what is made at the first search
     print(f"{len(index.surfaces):,} rows for {len(terms):,} terms, indexed in {time.perf_counter() - begun:.1f} s")
@@ -73,10 +77,8 @@ def main() -> None:
         show("rapidfuzz in it", lambda text: matcher.scores([text]), texts)
 
 
-def some_clips(count: int, samples: int) -> list[np.ndarray]:
-    rows = (
-        row for path in sorted((DEMO / "chunks").glob("*.parquet")) for row in iterate_rows(path, columns=["audio"])
-    )
+def some_clips(run: Path, count: int, samples: int) -> list[np.ndarray]:
+    rows = (row for path in sorted((run / "chunks").glob("*.parquet")) for row in iterate_rows(path, columns=["audio"]))
     decoded = (decode_audio(row["audio"]["bytes"]) for row in rows)
     return [clip[:samples] for clip in itertools.islice((clip for clip in decoded if len(clip) >= samples), count)]
 

@@ -82,6 +82,11 @@ def _add_search(commands: argparse._SubParsersAction) -> None:
         help="lengths of the sliding windows (default: 2 4, about those of the training chunks)",
     )  # fmt: skip
     parser.add_argument(
+        "--encoder-precision", choices=["float32", "int8"], default="float32",
+        help="int8: Whisper's matrix products of 8-bit integers, about twice as fast on a CPU with AVX-512 VNNI "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
         "--json", action="store_true",
         help="JSON lines: an object for each hit with term, surface, start_s, end_s, score and probability (null where "
         "the run was not calibrated); nothing where there is none",
@@ -94,7 +99,7 @@ def _search(arguments: argparse.Namespace) -> None:
     from earmark.retrieval.search import TermSearch
 
     duration_s = audio_info(arguments.audio).duration_s
-    terms = TermSearch(_run_folder(arguments.run), arguments.backend)
+    terms = TermSearch(_run_folder(arguments.run), arguments.backend, arguments.encoder_precision)
     threshold = terms.threshold() if arguments.threshold is None else arguments.threshold
     asked = {"k": arguments.k, "windows_s": arguments.windows}
     hits = terms.hits(arguments.audio, threshold=threshold, **asked)

@@ -22,10 +22,10 @@ import earmark
 from earmark import cli
 from earmark.artifacts import write_json
 from earmark.audio import SAMPLE_RATE
-from earmark.errors import AudioError, InputError
+from earmark.errors import AudioError, ConfigError, InputError
 from earmark.retrieval.audio_head import AudioHead
 from earmark.retrieval.index import build_index, index_surfaces, write_index
-from earmark.retrieval.model import alignment_retriever, load_retriever, pooled_retriever
+from earmark.retrieval.model import alignment_retriever, hear, load_retriever, pooled_retriever
 from earmark.retrieval.search import (
     WINDOWS_S,
     Hit,
@@ -201,6 +201,20 @@ def test_terms_are_found_where_they_are_said_and_nowhere_else(run, recording):
         assert found.probability == pytest.approx(1 / (1 + math.exp(THRESHOLD - found.score)))
 
 
+def test_an_encoder_of_8_bits_hears_the_same_terms_and_only_where_it_was_asked_for(run, recording):
+    assert [found.term for found in search(recording, run, encoder_precision="int8")] == ["abc", "abc", "dbd"]
+    retriever = load_retriever(run / "models/retriever")
+    clip = retriever[0].sub_modules["audio"][0].preprocess([speech("abcd", 1.2, 0.3, 7)])
+    frames = []
+    for precision in ("float32", "int8", "float32"):
+        retriever.encoder_precision = precision
+        frames.append(hear(retriever, dict(clip))["frames"].numpy())
+    assert np.array_equal(frames[0], frames[2])
+    assert 0 < np.linalg.norm(frames[1] - frames[0]) / np.linalg.norm(frames[0]) < 0.1
+    with pytest.raises(ConfigError, match="'int4'; there are float32 and int8"):
+        retriever.encoder_precision = "int4"
+
+
 def test_hits_do_not_depend_on_the_files_rate_and_channels(run, recording, tmp_path):
     samples = soxr.resample(soundfile.read(recording)[0], SAMPLE_RATE, 3 * SAMPLE_RATE)
     soundfile.write(tmp_path / "48k.wav", np.stack([samples, samples], axis=1), 3 * SAMPLE_RATE)
@@ -297,6 +311,14 @@ def test_the_command_prints_a_json_line_for_each_hit(run, recording, monkeypatch
     assert [line["surface"] for line in lines] == ["abc", "abc", "cad"]
     assert all(line["start_s"] == round(line["start_s"], 3) for line in lines)
     assert lines[0].keys() == Hit.__dataclass_fields__.keys()
+
+
+def test_the_command_hears_in_8_bits_where_asked(run, recording, monkeypatch, capsys):
+    assert earmark_command(monkeypatch, "search", recording, "--run", run, "--json", "--encoder-precision", "int8") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["term"] for line in lines] == ["abc", "abc", "dbd"]
+    scores = [line["score"] for line in lines]
+    assert scores == pytest.approx([found.score for found in search(recording, run, encoder_precision="int8")], abs=0.1)
 
 
 def test_the_command_says_what_came_nearest_in_a_clip_without_a_term(run, monkeypatch, tmp_path, capsys):

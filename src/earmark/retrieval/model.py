@@ -31,9 +31,10 @@ from sentence_transformers.base.modules import Module, Normalize, Router
 from sentence_transformers.util import batch_to_device
 from torch import nn
 
-from earmark.errors import InputError
+from earmark.errors import ConfigError, InputError
 from earmark.retrieval.audio_head import AudioHead
 from earmark.retrieval.encoders import FrozenEncoder
+from earmark.retrieval.packed_whisper import is_plain
 from earmark.retrieval.qwen2_audio_frames import Qwen2AudioTowerFrames
 from earmark.retrieval.qwen2_language_model import MeanProjection, Qwen2LanguageModel
 from earmark.retrieval.qwen2_text_tower import Qwen2TextTower
@@ -44,6 +45,8 @@ from earmark.retrieval.text_tower import SpellingTower
 from earmark.retrieval.unit_head import UnitHead
 from earmark.retrieval.unit_ngrams import UnitNgrams
 from earmark.retrieval.whisper_frames import WhisperFrames
+
+PRECISIONS = ("float32", "int8")
 
 _MODULES = (
     WhisperFrames, Qwen2AudioTowerFrames, AudioHead, SpellingTower, UnitHead, UnitNgrams, TermUnits, Qwen2LanguageModel,
@@ -78,6 +81,29 @@ class TermRetriever(SentenceTransformer):
         router: Any = self[0]
         text = router.sub_modules["text"][0]
         return text if isinstance(text, TermUnits) else None
+
+    @property
+    def encoder_precision(self) -> str:
+        """Of the frozen encoder's matrix products: "float32", or "int8" where it was set so.
+
+        "int8" is for hearing with a Whisper on a CPU, in half the time (see `int8_product`). It is nothing that a saved
+        model keeps. ConfigError where the encoder is none, or has been changed.
+        """
+        return getattr(self._audio_encoder(), "precision", "float32")
+
+    @encoder_precision.setter
+    def encoder_precision(self, precision: str) -> None:
+        encoder = self._audio_encoder()
+        if precision not in PRECISIONS:
+            raise ConfigError(f"no encoder precision is called {precision!r}; there are {' and '.join(PRECISIONS)}")
+        if isinstance(encoder, WhisperFrames) and is_plain(encoder.encoder):
+            encoder.precision = precision
+        elif precision != "float32":
+            raise ConfigError(f"{encoder.name}: only Whisper's own encoder can be heard with in {precision}")
+
+    def _audio_encoder(self) -> FrozenEncoder:
+        router: Any = self[0]
+        return router.sub_modules["audio"][0]
 
     def score(self, audio: Sequence[Any], surfaces: Sequence[str]) -> np.ndarray:
         """scores[B, N] of audio clips (float arrays at 16 kHz, {"array", "sampling_rate"}, or paths) against surfaces.

@@ -1,15 +1,16 @@
-"""Whisper's frozen encoder on a CPU, its weights packed once in the layout that oneDNN multiplies fastest.
+"""Whisper's frozen encoder with its weights packed once: for a CPU in the layout that oneDNN multiplies fastest.
 
 Three quarters of hearing a short clip are matrix products, some hundred rows each: too few to pay for laying out the
 weights anew at every call, as PyTorch's linear layer does. A convolution is such a product too, of the three frames
 that it sees, so nothing is turned between channels and time; activations and residuals are added on the way out. The
-states are those of `whisper.encode_states` up to rounding. The packed weights lie in memory beside the encoder's own.
+states are those of `whisper.encode_states` up to rounding, or near them where the products are of 8-bit integers. The
+packed weights lie in memory beside the encoder's own.
 """
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -20,8 +21,8 @@ _ROWS = 128  # what oneDNN is told to expect; others are multiplied as well
 _KERNEL, _PADDING = 3, 1  # of both convolutions
 
 
-def can_be_packed(encoder: WhisperEncoder) -> bool:
-    """Whether this machine, and what the encoder is and where, allow it."""
+def is_plain(encoder: WhisperEncoder) -> bool:
+    """Whether an encoder is what its weights say, and they are known to stay so."""
     attentions = [layer.self_attn for layer in encoder.layers]
     linear = [getattr(attention, f"{name}_proj") for attention in attentions for name in ("q", "k", "v", "out")]
     linear += [part for layer in encoder.layers for part in (layer.fc1, layer.fc2)]
@@ -30,13 +31,18 @@ def can_be_packed(encoder: WhisperEncoder) -> bool:
         {type(part) for part in linear} == {nn.Linear}
         and type(encoder.conv1) is type(encoder.conv2) is nn.Conv1d
         # Of tensors made in inference mode it is not known when they were written to.
-        and all(
-            weight.device.type == "cpu" and weight.dtype == torch.float32 and not weight.is_inference()
-            for weight in encoder.parameters()
-        )
-        and not torch.is_autocast_enabled("cpu")
+        and all(weight.dtype == torch.float32 and not weight.is_inference() for weight in encoder.parameters())
         and not encoder.training
         and encoder.config.activation_function == "gelu"
+    )
+
+
+def can_be_packed(encoder: WhisperEncoder) -> bool:
+    """Whether this machine, and what the encoder is and where, allow it."""
+    return (
+        is_plain(encoder)
+        and encoder.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
         # Not public, but what torch.compile makes of a linear layer; the exact pin on torch keeps them as they are.
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
@@ -44,14 +50,44 @@ def can_be_packed(encoder: WhisperEncoder) -> bool:
     )
 
 
+class Product(Protocol):
+    """activation(x[..., in] @ weight.T + bias) + other."""
+
+    def __call__(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor: ...
+
+
+class Float32Product:
+    """A `Product` of packed weights, as exact as a linear layer. One with an activation adds nothing else."""
+
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, activation: str = "none", after_gelu: bool = False
+    ):
+        del after_gelu  # what the input was before is nothing to floats
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+        self._bias, self._activation = bias, activation
+
+    def __call__(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+        if other is not None:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, other, self._weight, self._bias, "add")
+        # "none" as the last argument: of GELU's forms the exact one.
+        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, self._activation, [], "none")
+
+
 class PackedWhisper:
-    """A copy of the first `layers` layers of an encoder, for inference. It does not follow changes of the weights."""
+    """A copy of the first `layers` layers of an encoder, for inference. It does not follow changes of the weights.
+
+    `product` makes a `Product` of a weight, a bias, an activation, and whether its input comes from GELU.
+    """
 
     @torch.no_grad()
-    def __init__(self, encoder: WhisperEncoder, layers: int):
+    def __init__(self, encoder: WhisperEncoder, layers: int, product: Callable[..., Product] = Float32Product):
         self._positions = encoder.embed_positions.weight
-        self._stem = [_packed_convolution(encoder.conv1), _packed_convolution(encoder.conv2)]
-        self._layers = [_Layer(layer) for layer in encoder.layers[:layers]]
+        convolutions = (encoder.conv1, False), (encoder.conv2, True)
+        self._stem = [
+            product(_kernels(convolution), convolution.bias, "gelu", after_gelu)
+            for convolution, after_gelu in convolutions
+        ]
+        self._layers = [_Layer(layer, product) for layer in encoder.layers[:layers]]
         self._norm: nn.Module = encoder.layer_norm
 
     def states(self, mel: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -60,7 +96,7 @@ class PackedWhisper:
         first, second = self._stem
         stem = second(_windows(first(_windows(mel.transpose(1, 2), stride=1)), stride=2))
         states = stem[:, :longest] + self._positions[:longest]
-        real = torch.arange(longest) < lengths[:, None]  # [B, T]
+        real = torch.arange(longest, device=mel.device) < lengths.to(mel.device)[:, None]  # [B, T]
         mask = None if real.all() else real[:, None, None, :].expand(-1, 1, longest, -1)
         for layer in self._layers:
             states = layer(states, mask)
@@ -69,49 +105,28 @@ class PackedWhisper:
 
 
 class _Layer:
-    def __init__(self, layer: Any):
+    def __init__(self, layer: Any, product: Callable[..., Product]):
         attention = layer.self_attn
         self._heads, self._scale = attention.num_heads, attention.scaling
-        self._queries, self._keys, self._values = map(_packed, (attention.q_proj, attention.k_proj, attention.v_proj))
-        self._attended = _packed_sum(attention.out_proj)
+        parts = attention.q_proj, attention.k_proj, attention.v_proj
+        biases = [part.weight.new_zeros(len(part.weight)) if part.bias is None else part.bias for part in parts]
+        self._attend = product(torch.cat([part.weight for part in parts]), torch.cat(biases))
+        self._attended = product(attention.out_proj.weight, attention.out_proj.bias)
         self._attention_norm, self._norm = layer.self_attn_layer_norm, layer.final_layer_norm
-        self._wide, self._narrow = _packed(layer.fc1, "gelu"), _packed_sum(layer.fc2)
+        self._wide = product(layer.fc1.weight, layer.fc1.bias, "gelu")
+        self._narrow = product(layer.fc2.weight, layer.fc2.bias, after_gelu=True)
 
     def __call__(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        normed = self._attention_norm(states)
-        queries, keys, values = (
-            project(normed).unflatten(-1, (self._heads, -1)).transpose(1, 2)
-            for project in (self._queries, self._keys, self._values)
-        )
+        attend = self._attend(self._attention_norm(states)).unflatten(-1, (3, self._heads, -1))
+        queries, keys, values = attend.transpose(1, 3).unbind(dim=2)  # [B, heads, T, dim of a head]
         found = nn.functional.scaled_dot_product_attention(queries, keys, values, mask, scale=self._scale)
         states = self._attended(found.transpose(1, 2).flatten(2), states)
         return self._narrow(self._wide(self._norm(states)), states)
 
 
-def _packed(linear: Any, activation: str = "none") -> Any:
-    """A function of x[..., in]."""
-    return _product(linear.weight, linear.bias, activation)
-
-
-def _packed_convolution(convolution: Any) -> Any:
-    """A function of `_windows`, with Whisper's activation behind it."""
-    return _product(convolution.weight.permute(0, 2, 1).flatten(1).contiguous(), convolution.bias, "gelu")
-
-
-def _packed_sum(linear: Any) -> Any:
-    """A function of x[..., in] and of what is added to the product."""
-    ready = torch.ops.mkldnn._reorder_linear_weight(linear.weight, _ROWS)
-    return partial(_sum, ready, linear.bias)
-
-
-def _product(weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> Any:
-    ready = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
-    # "none" as the last argument: of GELU's forms the exact one.
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, ready, bias, activation, [], "none")
-
-
-def _sum(weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, "add")
+def _kernels(convolution: Any) -> torch.Tensor:
+    """A convolution as the weight[out, 3 * in] that multiplies `_windows`."""
+    return convolution.weight.permute(0, 2, 1).flatten(1).contiguous()
 
 
 def _windows(frames: torch.Tensor, stride: int) -> torch.Tensor:

@@ -70,21 +70,28 @@ def search(
     run_folder: Path,
     *,
     backend: str = "retriever",
+    encoder_precision: str = "float32",
     k: int = 10,
     windows_s: Sequence[float] = WINDOWS_S,
     threshold: float | None = None,
 ) -> list[Hit]:
-    """The terms spoken in an audio file, in their order: `TermSearch(run_folder, backend).hits(audio_path, ...)`."""
-    return TermSearch(run_folder, backend).hits(audio_path, k=k, windows_s=windows_s, threshold=threshold)
+    """The terms spoken in an audio file, in their order: `TermSearch(run_folder, ...).hits(audio_path, ...)`."""
+    return TermSearch(run_folder, backend, encoder_precision).hits(
+        audio_path, k=k, windows_s=windows_s, threshold=threshold
+    )
 
 
 class TermSearch:
     """The retriever, the index and the threshold of a trained run, loaded once for any number of recordings."""
 
-    def __init__(self, run_folder: Path, backend: str = "retriever"):
-        """`run_folder` is data/{run}. InputError where it holds no such retriever or index."""
+    def __init__(self, run_folder: Path, backend: str = "retriever", encoder_precision: str = "float32"):
+        """`run_folder` is data/{run}. InputError where it holds no such retriever or index.
+
+        `encoder_precision`: see `TermRetriever`.
+        """
         model = run_folder / "models" / backend
         self._retriever = load_retriever(model)
+        self._retriever.encoder_precision = encoder_precision
         self._index = load_index(run_folder / "index" / backend, self._retriever)
         self._metrics_path = run_folder / "evaluation" / backend / "metrics.json"
         self._metrics: dict[str, Any] = read_json(self._metrics_path) if self._metrics_path.is_file() else {}

@@ -10,15 +10,21 @@ from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from earmark.retrieval.encoders import FrozenEncoder
-from earmark.retrieval.packed_whisper import PackedWhisper, can_be_packed
+from earmark.retrieval.int8_product import Int8Product
+from earmark.retrieval.packed_whisper import Float32Product, PackedWhisper, can_be_packed
 from earmark.retrieval.whisper import encode_frames, frames_of, load_encoder, resolve_layer
 from earmark.whisper import log_mel
 
 
 class WhisperFrames(FrozenEncoder):
-    """Frames as wide as the encoder's states, each the mean of two; `layer` is how many of its layers are run."""
+    """Frames as wide as the encoder's states, each the mean of two; `layer` is how many of its layers are run.
+
+    `precision` is that of its matrix products, "float32" or "int8" (see `int8_product`): set where a model is used, and
+    not saved with it.
+    """
 
     config_keys = ["encoder_config", "layer"]  # noqa: RUF012 (the base class's protocol)
+    precision = "float32"
 
     def __init__(self, encoder_config: dict[str, Any], layer: int, encoder: WhisperEncoder | None = None):
         super().__init__(encoder if encoder is not None else WhisperEncoder(WhisperConfig(**encoder_config)))
@@ -43,6 +49,9 @@ class WhisperFrames(FrozenEncoder):
         return log_mel(self.extractor, clips)
 
     def encode_mel(self, mel: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.precision == "int8":
+            with torch.autocast(mel.device.type, enabled=False):
+                return frames_of(self._packed_encoder().states(mel.float(), lengths), lengths)
         if can_be_packed(self.encoder):
             return frames_of(self._packed_encoder().states(mel.float(), lengths), lengths)
         self._packed = None
@@ -50,9 +59,11 @@ class WhisperFrames(FrozenEncoder):
 
     def _packed_encoder(self) -> PackedWhisper:
         # Packed anew when weights were written to, as when others are loaded; a write to `.data` is not seen.
-        packed = self.layer, [(id(weight), weight.data_ptr(), weight._version) for weight in self.encoder.parameters()]
+        weights = [(id(weight), weight.data_ptr(), weight._version) for weight in self.encoder.parameters()]
+        packed = self.layer, self.precision, weights
         if self._packed is None or self._packed[0] != packed:
-            self._packed = packed, PackedWhisper(self.encoder, self.layer)
+            product = Int8Product if self.precision == "int8" else Float32Product
+            self._packed = packed, PackedWhisper(self.encoder, self.layer, product)
         return self._packed[1]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -32,6 +32,7 @@ settings.register_profile("earmark", deadline=None, max_examples=60, derandomize
 settings.load_profile("earmark")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In several processes: a file stays in one, and so does all that needs the whole chain."""
     if "PYTEST_XDIST_WORKER" not in os.environ:

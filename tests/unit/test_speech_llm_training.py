@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -451,3 +452,10 @@ def test_one_process_does_not_spread_over_gpus_by_accident(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="device_map spreads one process"):
         finetune(settings(bases, noise, tmp_path, device_map="auto"))
+
+
+def test_one_of_several_processes_writes_the_checkpoint(tmp_path: Path) -> None:
+    other = SpeechTrainer.__new__(SpeechTrainer)
+    other.args = SimpleNamespace(should_save=False)  # type: ignore[assignment]
+    other._save(str(tmp_path / "checkpoint-1"))
+    assert not list(tmp_path.iterdir())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -59,16 +58,13 @@ class AlignmentIndex:
         """rows[B, K] and their alignment scores[B, K], unordered; K is `candidates`, or all rows if they are fewer."""
         vectors = heard["sentence_embedding"].detach().cpu().numpy()
         rows = len(self.spellings)
+        chosen = np.stack([self.candidates(vector, candidates) for vector in vectors])
         device = heard["unit_log_probs"].device
-        emitted = emissions(heard["unit_log_probs"], heard["frame_lengths"])
-        # Neither needs the other, and both are mostly compiled code: a second core takes one of them.
-        with ThreadPoolExecutor(1) as beside:
-            around = beside.submit(self._around, heard, emitted)
-            chosen = np.stack([self.candidates(vector, candidates) for vector in vectors])
         index = torch.from_numpy(chosen if rows > candidates else np.arange(rows))
         counts = self._units["unit_counts"][index]
         units = self._units["units"][index][..., : int(counts.max())]
-        scores = alignment_scores(emitted, units.to(device), counts.to(device), around.result())
+        emitted = emissions(heard["unit_log_probs"], heard["frame_lengths"])
+        scores = alignment_scores(emitted, units.to(device), counts.to(device), self._around(heard, emitted))
         return chosen, scores.detach().clamp(min=_LEAST).cpu().numpy()
 
     @cached_property

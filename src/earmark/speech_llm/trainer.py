@@ -154,6 +154,8 @@ class SpeechTrainer(MidEpochTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         assert output_dir is not None
+        if not self.args.should_save:  # all processes are asked
+            return
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self.speech_model.save_weights(folder)

@@ -58,7 +58,7 @@ demo-llm: $(READY)
 # Two at a time, whose threads do not wait in a loop for what the other's core is to do. PYTEST_FLAGS="-n 0" runs one after
 # the other, as a debugger wants it.
 test: $(READY) $(FUNASR_READY)
-	EARMARK_NEEDS_FUNASR=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(PYTEST_FLAGS)
+	EARMARK_NEEDS_FUNASR=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --no-loadscope-reorder $(PYTEST_FLAGS)
 
 test-slurm: $(READY)
 	$(BIN)/python -m pytest -m "slurm and not slurm_full" tests/slurm $(PYTEST_FLAGS)

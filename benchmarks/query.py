@@ -1,4 +1,4 @@
-"""How long a query takes: a clip of two seconds against 200,000 terms, encoding included.
+r"""How long a query takes: a clip of two seconds against 200,000 terms, encoding included.
 
     .venv/bin/python benchmarks/query.py [--run data/demo] [--terms 200000] [--clips 50] [--threads 2] \
         [--encoder-precision int8]

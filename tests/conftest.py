@@ -17,9 +17,11 @@ import pytest
 import soundfile
 import yaml
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 REPO = Path(__file__).resolve().parent.parent
 DEMO = REPO / "data/demo"
+WORKFLOW = "tests/workflow/"
 _SPEECH = REPO.parent / "shared/speech"
 SPEECH = _SPEECH if (_SPEECH / "manifest.tsv").is_file() else None
 TALKS = 2  # of each speaker below
@@ -32,16 +34,21 @@ settings.register_profile("earmark", deadline=None, max_examples=60, derandomize
 settings.load_profile("earmark")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
+class WorkflowInOneProcess(LoadScopeScheduling):
+    """pytest-xdist's: what a whole run is made for stays in one process, and so does what else a file holds."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return WORKFLOW if nodeid.startswith(WORKFLOW) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WorkflowInOneProcess:
+    return WorkflowInOneProcess(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In several processes: a file stays in one, and so does all that needs the whole chain."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return
-    for item in items:
-        of_chain = "chain" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("chain" if of_chain else str(item.path)))
-    # The longest first, so that no process is left alone with them at the end.
-    items.sort(key=lambda item: ("chain" not in getattr(item, "fixturenames", ()), "workflow" not in item.path.parts))
+    """In several processes the longest comes first, so that none is left alone with it at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: not item.nodeid.startswith(WORKFLOW))
 
 
 @dataclass(frozen=True)

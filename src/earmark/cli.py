@@ -83,8 +83,8 @@ def _add_search(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--encoder-precision", choices=["float32", "int8"], default="float32",
-        help="int8: Whisper's matrix products of 8-bit integers, about twice as fast on a CPU with AVX-512 VNNI "
-        "(default: %(default)s)",
+        help="int8: Whisper's matrix products of 8-bit integers, 60 %% of the encoder's time on a CPU with AVX-512 "
+        "VNNI (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--json", action="store_true",

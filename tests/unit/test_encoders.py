@@ -138,7 +138,7 @@ def test_the_model_holds_the_audio_tower_in_bfloat16_and_nothing_else_of_the_bas
 def test_raw_audio_and_cached_frames_are_heard_alike_without_the_base(request, name, interaction):
     run = request.getfixturevalue(name)
     retriever = load_retriever(run.folder / "models" / interaction)
-    with pytest.raises(ConfigError, match=r"only Whisper's own encoder can be heard with in int8"):
+    with pytest.raises(ConfigError, match=r"hears in float32; only Whisper's encoder can hear in int8"):
         retriever.encoder_precision = "int8"
     assert retriever.encoder_precision == "float32"
     cached = read_table(run.features).to_pylist()

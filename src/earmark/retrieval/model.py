@@ -34,7 +34,6 @@ from torch import nn
 from earmark.errors import ConfigError, InputError
 from earmark.retrieval.audio_head import AudioHead
 from earmark.retrieval.encoders import FrozenEncoder
-from earmark.retrieval.packed_whisper import is_plain
 from earmark.retrieval.qwen2_audio_frames import Qwen2AudioTowerFrames
 from earmark.retrieval.qwen2_language_model import MeanProjection, Qwen2LanguageModel
 from earmark.retrieval.qwen2_text_tower import Qwen2TextTower
@@ -86,8 +85,8 @@ class TermRetriever(SentenceTransformer):
     def encoder_precision(self) -> str:
         """Of the frozen encoder's matrix products: "float32", or "int8" where it was set so.
 
-        "int8" is for hearing with a Whisper on a CPU, in half the time (see `int8_product`). It is nothing that a saved
-        model keeps. ConfigError where the encoder is none, or has been changed.
+        "int8" is for hearing with a Whisper on a CPU, in 60 % of the encoder's time (see `int8_product`). A saved model
+        does not keep it. ConfigError, also when a clip is heard, where the encoder is no Whisper or not a plain one.
         """
         return getattr(self._audio_encoder(), "precision", "float32")
 
@@ -96,10 +95,10 @@ class TermRetriever(SentenceTransformer):
         encoder = self._audio_encoder()
         if precision not in PRECISIONS:
             raise ConfigError(f"no encoder precision is called {precision!r}; there are {' and '.join(PRECISIONS)}")
-        if isinstance(encoder, WhisperFrames) and is_plain(encoder.encoder):
-            encoder.precision = precision
+        if isinstance(encoder, WhisperFrames):
+            encoder.set_precision(precision)
         elif precision != "float32":
-            raise ConfigError(f"{encoder.name}: only Whisper's own encoder can be heard with in {precision}")
+            raise ConfigError(f"{encoder.name}: hears in float32; only Whisper's encoder can hear in {precision}")
 
     def _audio_encoder(self) -> FrozenEncoder:
         router: Any = self[0]

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import pad
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-_ROWS = 128  # what oneDNN is told to expect; others are multiplied as well
+ROWS = 128  # what oneDNN is told to expect; others are multiplied as well
 _KERNEL, _PADDING = 3, 1  # of both convolutions
 
 
@@ -41,7 +41,7 @@ def can_be_packed(encoder: WhisperEncoder) -> bool:
     """Whether this machine, and what the encoder is and where, allow it."""
     return (
         is_plain(encoder)
-        and encoder.device.type == "cpu"
+        and {weight.device.type for weight in encoder.parameters()} == {"cpu"}
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
         # Not public, but what torch.compile makes of a linear layer; the exact pin on torch keeps them as they are.
@@ -63,7 +63,7 @@ class Float32Product:
         self, weight: torch.Tensor, bias: torch.Tensor | None, activation: str = "none", after_gelu: bool = False
     ):
         del after_gelu  # what the input was before is nothing to floats
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
         self._bias, self._activation = bias, activation
 
     def __call__(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:

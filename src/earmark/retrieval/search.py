@@ -87,7 +87,7 @@ class TermSearch:
     def __init__(self, run_folder: Path, backend: str = "retriever", encoder_precision: str = "float32"):
         """`run_folder` is data/{run}. InputError where it holds no such retriever or index.
 
-        `encoder_precision`: see `TermRetriever`.
+        `encoder_precision`: see `TermRetriever`. ConfigError where its encoder cannot hear so.
         """
         model = run_folder / "models" / backend
         self._retriever = load_retriever(model)

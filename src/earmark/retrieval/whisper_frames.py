@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Self
 
 import numpy as np
@@ -9,18 +10,20 @@ import torch
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from earmark.errors import ConfigError
 from earmark.retrieval.encoders import FrozenEncoder
-from earmark.retrieval.int8_product import Int8Product
-from earmark.retrieval.packed_whisper import Float32Product, PackedWhisper, can_be_packed
+from earmark.retrieval.int8_product import Int8Product, can_multiply_integers
+from earmark.retrieval.packed_whisper import Float32Product, PackedWhisper, can_be_packed, is_plain
 from earmark.retrieval.whisper import encode_frames, frames_of, load_encoder, resolve_layer
 from earmark.whisper import log_mel
+
+log = logging.getLogger(__name__)
 
 
 class WhisperFrames(FrozenEncoder):
     """Frames as wide as the encoder's states, each the mean of two; `layer` is how many of its layers are run.
 
-    `precision` is that of its matrix products, "float32" or "int8" (see `int8_product`): set where a model is used, and
-    not saved with it.
+    `precision` is that of its matrix products, "float32" or "int8" (see `int8_product`); it is not saved.
     """
 
     config_keys = ["encoder_config", "layer"]  # noqa: RUF012 (the base class's protocol)
@@ -50,12 +53,29 @@ class WhisperFrames(FrozenEncoder):
 
     def encode_mel(self, mel: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.precision == "int8":
+            self._check_plain()
+            mel = mel.to(self.encoder.device, torch.float32)
             with torch.autocast(mel.device.type, enabled=False):
-                return frames_of(self._packed_encoder().states(mel.float(), lengths), lengths)
+                return frames_of(self._packed_encoder().states(mel, lengths), lengths)
         if can_be_packed(self.encoder):
             return frames_of(self._packed_encoder().states(mel.float(), lengths), lengths)
         self._packed = None
         return encode_frames(self.encoder, mel, lengths, self.layer)
+
+    def set_precision(self, precision: str) -> None:
+        """`precision`, from now on. ConfigError where the encoder cannot hear so."""
+        if precision == "int8":
+            self._check_plain()
+            if not can_multiply_integers(self.encoder.device):
+                log.warning("without AVX-512 VNNI, hearing in int8 is slower than in float32")
+        self.precision = precision
+
+    def _check_plain(self) -> None:
+        if not is_plain(self.encoder):
+            raise ConfigError(
+                f"{self.name}: to hear in int8, its weights must be float32, without adapters, and not loaded in "
+                "inference mode; set the precision to float32"
+            )
 
     def _packed_encoder(self) -> PackedWhisper:
         # Packed anew when weights were written to, as when others are loaded; a write to `.data` is not seen.

@@ -21,7 +21,11 @@ from xdist.scheduler import LoadScopeScheduling
 
 REPO = Path(__file__).resolve().parent.parent
 DEMO = REPO / "data/demo"
-WORKFLOW = "tests/workflow/"
+# They take the fixture `chain`, which takes minutes: pytest-xdist makes it in each process that needs it.
+OF_THE_CHAIN = {
+    f"tests/workflow/test_{name}.py"
+    for name in ("chain", "funasr_nano", "language_model_retriever", "partial_reruns", "speech_llm")
+}
 _SPEECH = REPO.parent / "shared/speech"
 SPEECH = _SPEECH if (_SPEECH / "manifest.tsv").is_file() else None
 TALKS = 2  # of each speaker below
@@ -34,21 +38,26 @@ settings.register_profile("earmark", deadline=None, max_examples=60, derandomize
 settings.load_profile("earmark")
 
 
-class WorkflowInOneProcess(LoadScopeScheduling):
-    """pytest-xdist's: what a whole run is made for stays in one process, and so does what else a file holds."""
+class ByFile(LoadScopeScheduling):
+    """pytest-xdist's: the tests of a file stay in one process, and so do all files for which the whole chain is run."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return WORKFLOW if nodeid.startswith(WORKFLOW) else nodeid.partition("::")[0]
+        file = nodeid.partition("::")[0]
+        return "chain" if file in OF_THE_CHAIN else file
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WorkflowInOneProcess:
-    return WorkflowInOneProcess(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In several processes the longest comes first, so that none is left alone with it at the end."""
+
+    def place(item: pytest.Item) -> tuple[bool, bool]:
+        return item.nodeid.partition("::")[0] not in OF_THE_CHAIN, not item.nodeid.startswith("tests/workflow/")
+
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: not item.nodeid.startswith(WORKFLOW))
+        items.sort(key=place)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,14 @@ if ROUNDS and INTERACTION != "pooled":
         "retrieval.interaction to pooled"
     )
 # What shapes the model: neither how it is indexed, nor how many rounds came before, nor towers that it does not have.
+TOWERS = {
+    "spelling": {"embedding_dim", "audio_head", "text_tower"},
+    "text_model": {"embedding_dim", "audio_head", "text_model"},
+    "fused": {"embedding_dim", "audio_head", "text_tower", "text_model"},
+    "qwen2_audio": {"qwen2_audio"},
+}
 UNREAD = {"index", "hard_negatives", "background_words"} | (
-    {"embedding_dim", "audio_head", "text_tower"} if LANGUAGE_MODEL else {"qwen2_audio"}
+    set().union(*TOWERS.values()) - TOWERS[config["retrieval"]["pooled"]["towers"]]
 )
 TRAINED_WITH = {
     name: value
@@ -85,6 +91,8 @@ rule train_backend:
         interaction=INTERACTION,
         settings=TRAINED_WITH,
         max_negatives=MINING["k"] if ROUNDS else 0,
+        # Whose homophones are known; an alignment knows by its units what sounds alike.
+        language=config["corpus"]["language"] if INTERACTION == "pooled" else "",
         schedule=config["train"]["schedule"],
         augmentation=config["train"]["augmentation"],
         log_steps=config["train"]["log_steps"],

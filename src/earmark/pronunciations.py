@@ -125,11 +125,11 @@ class EnglishPronouncer:
 
         ConfigError if a guess is needed and the package that guesses is missing.
         """
-        if known := self._known(word):
+        if known := self.known(word):
             return known
         if self._guesser is None:
             try:
-                self._guesser = PronunciationGuesser(lambda word: next(iter(self._known(word)), None))
+                self._guesser = PronunciationGuesser(lambda word: next(iter(self.known(word)), None))
             except NoGuesserError as error:
                 raise ConfigError(
                     f"{word!r} is in no dictionary, and {error}; install it (see pyproject.toml), or add the word to "
@@ -142,6 +142,7 @@ class EnglishPronouncer:
         """The first of `ways`, or None."""
         return next(iter(self.ways(word)), None)
 
-    def _known(self, word: str) -> list[Phonemes]:
+    def known(self, word: str) -> list[Phonemes]:
+        """The pronunciations of `word` that lexicon and dictionary list."""
         ways = (*self._lexicon.get(word, ()), *english_dictionary().get(word, ()))
         return list(dict.fromkeys(tuple(way) for way in ways))  # a lexicon may repeat the dictionary

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import faiss
@@ -155,6 +156,70 @@ def test_each_kind_of_index_finds_the_right_neighbour_also_after_a_round_trip(
     assert (rows[:, 0] == nearest).mean() >= found
     assert np.array_equal(index.search(heard, 20)[0], rows)
     assert scores[:, 0].mean() == pytest.approx(1.0, abs=0.2)
+
+
+@pytest.fixture
+def gpu_copies(monkeypatch) -> list[tuple[Any, Any]]:
+    """The copies that a FAISS with a GPU would make of indexes, each with its options; they are searched on the CPU."""
+    copies: list[tuple[Any, Any]] = []
+
+    def copy(resources: str, device: int, index: Any, options: Any) -> Any:
+        assert (resources, device) == ("resources", 0)
+        copies.append((faiss.clone_index(index), options))
+        return copies[-1][0]
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
+    monkeypatch.setattr(faiss, "GpuClonerOptions", SimpleNamespace, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", copy, raising=False)
+    return copies
+
+
+def searched(index: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many neighbours are sought in a FAISS index from now on."""
+    sought: list[int] = []
+    search = index.search
+    monkeypatch.setattr(index, "search", lambda vectors, count: sought.append(count) or search(vectors, count))
+    return sought
+
+
+@pytest.mark.parametrize(("kind", "half"), [("flat", False), ("ivf_pq", True)])
+def test_a_gpu_searches_one_copy_until_rows_are_added(kind, half, vectors, indexes, gpu_copies, monkeypatch):
+    index = PooledIndex(faiss.clone_index(indexes[kind].index))
+    heard = {"sentence_embedding": torch.from_numpy(vectors[:5])}
+    on_cpu = searched(index.index, monkeypatch)
+    expected = indexes[kind].index.search(vectors[:5], 20)[1]
+    assert np.array_equal(index.search(heard, 20)[0], expected)
+    ((copy, options),) = gpu_copies
+    assert options.useFloat16 is half
+    on_gpu = searched(copy, monkeypatch)
+    assert np.array_equal(index.search(heard, 7)[0], expected[:, :7])
+    assert (on_cpu, on_gpu, len(gpu_copies)) == ([], [7], 1)
+    index.index.add(vectors[:5])  # as `add_surfaces` does
+    rows, _ = index.search(heard, 2)
+    assert [set(found) for found in rows.tolist()] == [{row, 1500 + row} for row in range(5)]
+    assert (on_cpu, on_gpu, len(gpu_copies)) == ([], [7], 2)
+
+
+def test_what_a_gpu_cannot_search_is_searched_on_the_cpu(vectors, indexes, gpu_copies, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="earmark.retrieval.pooled_index")
+    heard = {"sentence_embedding": torch.from_numpy(vectors[:5])}
+    graph = PooledIndex(indexes["hnsw"].index)
+    assert graph.search(heard, 3)[0][:, 0].tolist() == graph.search(heard, 3)[0][:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert [record.getMessage() for record in caplog.records] == [
+        "FAISS cannot search a graph on a GPU: this index is searched on the CPU"
+    ]
+    lists = PooledIndex(faiss.clone_index(indexes["ivf_pq"].index))
+    lists.index.nprobe = 2049
+    lists.search(heard, 3)
+    assert "more than 2,048 lists" in caplog.messages[-1] and len(caplog.messages) == 2
+    many = np.concatenate([vectors, vectors])
+    flat = PooledIndex.of(many, "flat")
+    on_cpu = searched(flat.index, monkeypatch)
+    assert flat.search(heard, 2049)[0].shape == (5, 2049)
+    assert (on_cpu, gpu_copies) == ([2049], [])
+    assert flat.search(heard, 2048)[0].shape == (5, 2048)
+    assert (on_cpu, len(gpu_copies)) == ([2049], 1)
 
 
 def test_the_kind_of_index_follows_from_the_number_of_rows():

@@ -72,7 +72,7 @@ def training(corpus: Corpus, output: Path, recipe: Recipe, schedule: Schedule = 
 
 @pytest.fixture(scope="module")
 def recipe(repo: Path) -> Qwen2AudioRecipe:
-    made = recipe_of("pooled", settings(repo), {})
+    made = recipe_of("pooled", settings(repo), {}, "en")
     assert isinstance(made, Qwen2AudioRecipe)
     return made
 
@@ -222,7 +222,7 @@ def test_hard_negatives_are_mined_from_it_and_trained_against(corpus, run, repo,
     )  # fmt: skip
     negatives = read_hard_negatives(tmp_path / "1.parquet")
     assert {"rome", "oslo", "new york"} <= negatives.keys()
-    again = recipe_of("pooled", settings(repo), {}, negatives, 1)
+    again = recipe_of("pooled", settings(repo), {}, "en", negatives, 1)
     train_retriever(**training(corpus, tmp_path / "model", again, replace(SPED_UP, epochs=1)))
     assert "hard_negative_loss" in (tmp_path / "model/train_metrics.jsonl").read_text()
 
@@ -236,7 +236,7 @@ def test_another_encoder_is_refused_with_the_setting_that_names_it(corpus, recip
 
 def test_two_processes_in_sub_batches_end_with_the_model_of_one(corpus, repo, tmp_path):
     section = settings(repo)
-    still = recipe_of("pooled", {**section, "qwen2_audio": {**section["qwen2_audio"], "lora_dropout": 0.0}}, {})
+    still = recipe_of("pooled", {**section, "qwen2_audio": {**section["qwen2_audio"], "lora_dropout": 0.0}}, {}, "en")
     trained = []
     for count, size in ((1, None), (2, 2)):
         schedule = replace(SPED_UP, epochs=2, batch_size=5, sub_batch_size=size)

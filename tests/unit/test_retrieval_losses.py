@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +15,17 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from earmark.artifacts import FEATURES, write_table
 from earmark.errors import EarmarkError, InputError
+from earmark.pronunciations import EnglishPronouncer
 from earmark.retrieval.alignment_batches import AlignmentBatches
 from earmark.retrieval.alignment_loss import AlignmentLoss
+from earmark.retrieval.audio_head import AudioHead
 from earmark.retrieval.augmentation import FrameAugmentation
 from earmark.retrieval.chunk_frames import ChunkFrames, cached_frames
 from earmark.retrieval.pooled_batches import PooledBatches, spoken_phrases
 from earmark.retrieval.pooled_loss import PooledLoss
 from earmark.retrieval.recipes import AlignmentRecipe, Material, Plan
 from earmark.retrieval.split_rows import SplitRow
+from earmark.retrieval.temperature import Temperature
 from earmark.retrieval.term_alignment import alignment_scores, emissions
 from earmark.retrieval.term_loss import IGNORED, NOT_SPOKEN, SPOKEN, TermLoss
 from earmark.retrieval.term_units import TermUnits
@@ -52,7 +56,7 @@ def frames(tmp_path) -> ChunkFrames:
     return ChunkFrames([tmp_path / "0.parquet"], "abcd", tmp_path / "cache")
 
 
-def batches(frames: ChunkFrames, rows: list[SplitRow], surfaces: dict[str, str], **limits: int) -> PooledBatches:
+def batches(frames: ChunkFrames, rows: list[SplitRow], surfaces: dict[str, str], **limits: Any) -> PooledBatches:
     tower = SpellingTower(64, 2, 3, 8, 8, 0.0)
     limits = {"max_surfaces": 10, "max_phrases": 50, "longest_phrase": 2, **limits}
     return PooledBatches(rows, frames, surfaces, tower, NO_CHANGE, seed=0, **limits)
@@ -94,6 +98,35 @@ def test_word_loss_falls_as_the_spoken_word_comes_nearer_than_the_other():
     right = loss(unit((1, 0), (0, 1)), unit((1, 0), (0, 1)), spoken)
     wrong = loss(unit((1, 0), (0, 1)), unit((0, 1), (1, 0)), spoken)
     assert right < 0.01 < 5 < wrong
+
+
+def test_a_phrase_that_is_ignored_is_neither_right_nor_wrong():
+    loss = WordLoss(temperature=0.1)
+    targets = torch.tensor([[SPOKEN, NOT_SPOKEN, IGNORED], [NOT_SPOKEN, SPOKEN, NOT_SPOKEN]])
+    values = [
+        loss(unit((1, 0), (0, 1)), unit((1, 0), (0, 1), (ignored, 0)), targets[:, :3]).item() for ignored in (1.0, -1.0)
+    ]
+    # Wherever it lies it costs the first chunk nothing; the second has it as a negative, as far off either way.
+    assert values[0] == pytest.approx(values[1])
+    worse = loss(unit((1, 0), (0, 1)), unit((1, 0), (0, 1), (1, 0)), targets.where(targets != IGNORED, NOT_SPOKEN))
+    assert worse.item() > values[0] + 0.1
+
+
+def test_a_learned_temperature_begins_at_its_value_moves_and_has_a_floor():
+    fixed, learned = Temperature(0.07), Temperature(0.07, learned=True)
+    assert fixed() == 0.07
+    assert not list(fixed.parameters())
+    with torch.no_grad():
+        assert float(learned()) == pytest.approx(0.07)
+    loss = PooledLoss(torch.nn.Identity(), 0.7, 0.3, 0.07, learn_temperature=True)
+    assert [name for name, _ in loss.named_parameters()] == ["term_loss.no_term_score", "term_loss.temperature.log"]
+    scores, targets = torch.tensor([[0.9, 0.1], [0.2, 0.3]]), torch.tensor([[SPOKEN, NOT_SPOKEN], [NOT_SPOKEN, SPOKEN]])
+    loss.term_loss(scores, targets).backward()
+    assert loss.term_loss.temperature.log.grad.abs() > 0
+    assert loss.word_loss.temperature is loss.term_loss.temperature  # one for both
+    with torch.no_grad():
+        learned.log.fill_(-20.0)
+        assert float(learned()) == pytest.approx(0.01)
 
 
 def test_a_loss_that_is_not_finite_stops_training():
@@ -139,6 +172,44 @@ def test_a_batch_without_a_whole_word_still_trains_on_its_terms(frames):
     assert batch["label"]["phrases"].tolist() == [[False]]
     assert WordLoss(0.1)(unit((1, 0)), unit((1, 0)), batch["label"]["phrases"]).item() == 0
     assert batch["label"]["terms"].tolist() == [[SPOKEN]]
+
+
+def test_what_is_said_alike_is_no_negative(frames):
+    surfaces = {"rome": "rome", "roam": "roam", "knight": "knight", "oslo": "oslo"}
+    rows = [
+        row("a", "rome", "in rome"),
+        row("b", "oslo", "oslo by night"),  # what is heard may be no term, or not meant as one
+        row("c", "roam", "we roam"),
+        row("d", "knight", "a knight inn"),
+    ]
+    collate = batches(frames, rows, surfaces, longest_phrase=1, pronouncer=EnglishPronouncer({}))
+    batch = collate([{"chunk": number} for number in range(4)])
+    assert batch["label"]["terms"].tolist() == [
+        [SPOKEN, NOT_SPOKEN, IGNORED, NOT_SPOKEN],
+        [NOT_SPOKEN, SPOKEN, NOT_SPOKEN, IGNORED],
+        [IGNORED, NOT_SPOKEN, SPOKEN, NOT_SPOKEN],
+        [NOT_SPOKEN, NOT_SPOKEN, NOT_SPOKEN, SPOKEN],
+    ]  # columns: rome, oslo, roam, knight
+    phrases = ["a", "by", "in", "inn", "knight", "night", "oslo", "roam", "rome", "we"]
+    for targets, said, like in zip(
+        batch["label"]["phrases"].tolist(),
+        ({"in", "rome"}, {"oslo", "by", "night"}, {"we", "roam"}, {"a", "knight", "inn"}),
+        ({"inn", "roam"}, {"knight"}, {"rome"}, {"in", "night"}),
+        strict=True,
+    ):
+        assert {phrase for phrase, target in zip(phrases, targets, strict=True) if target == SPOKEN} == said
+        assert {phrase for phrase, target in zip(phrases, targets, strict=True) if target == IGNORED} == like
+    silent = batches(frames, rows, surfaces, longest_phrase=1)([{"chunk": number} for number in range(4)])
+    assert IGNORED not in silent["label"]["terms"]  # in another language only spelling counts
+
+
+def test_mined_negatives_that_are_said_alike_are_left_out(frames):
+    rows = [row("a", "rome", "in rome"), row("c", "roam", "we roam"), row("b", "oslo", "oslo")]
+    collate = batches(
+        frames, rows, {name: name for name in ("rome", "roam", "oslo")},
+        pronouncer=EnglishPronouncer({}), hard_negatives={"rome": ["roam", "oslo"]}, max_negatives=5,
+    )  # fmt: skip
+    assert collate([{"chunk": 0}])["label"]["against"].tolist() == [[True]]  # oslo
 
 
 def test_spoken_phrases_are_runs_of_words():
@@ -204,6 +275,16 @@ def test_augmentation_varies_a_chunk_within_its_length_and_leaves_the_input_alon
         assert not varied[index, length:].any()
 
 
+def test_without_queries_a_chunk_is_the_mean_of_its_real_frames():
+    torch.manual_seed(0)
+    head = AudioHead(4, 8, embedding_dim=3, queries=0, blocks=0, kernel_size=3, dropout=0.0).eval()
+    frames = torch.randn(1, 5, 4)
+    with torch.no_grad():
+        pooled = head({"frames": frames, "frame_lengths": torch.tensor([3])})["sentence_embedding"]
+        mean = head.values(head.norm(head.input(frames[:, :3]))).mean(dim=1)
+        assert torch.allclose(pooled, head.output(mean), atol=1e-6)
+
+
 def test_ngrams_mark_where_words_begin_and_end():
     assert character_ngrams("New", 2, 3) == ["<n", "ne", "ew", "w>", "<ne", "new", "ew>"]
     assert character_ngrams("a be", 2, 2) == ["<a", "a>", "<b", "be", "e>"]
@@ -245,6 +326,18 @@ def test_an_alignment_batch_holds_what_is_said_and_the_terms_to_choose_among(fra
     for surface, ids, count in zip(chosen, label["units"].tolist(), label["unit_counts"].tolist(), strict=True):
         assert ids[:count] == units.spellings(surface)[0]
     assert label["terms"].tolist() == [[NOT_SPOKEN] * 3, [SPOKEN, IGNORED, IGNORED]]
+
+
+def test_terms_of_the_same_units_are_no_negatives_of_one_another(frames):
+    surfaces = {name: name for name in ("rome", "roam", "oslo")}
+    units = TermUnits.of("phonemes", [], {})
+    rows = [row("b", "rome", "rome"), row("c", "roam", "roam"), row("d", "oslo", "oslo")]
+    batch = alignment_batches(frames, rows, surfaces, units)([{"chunk": number} for number in range(3)])
+    assert batch["label"]["terms"].tolist() == [
+        [SPOKEN, IGNORED, NOT_SPOKEN],
+        [IGNORED, SPOKEN, NOT_SPOKEN],
+        [NOT_SPOKEN, NOT_SPOKEN, SPOKEN],
+    ]
 
 
 def test_chunks_whose_transcript_cannot_be_aligned_are_left_out_and_counted(frames, caplog):

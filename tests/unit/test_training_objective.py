@@ -28,11 +28,11 @@ from earmark.retrieval.encoders import load_frozen_encoder
 from earmark.retrieval.hard_negative_loss import HardNegativeMarginLoss
 from earmark.retrieval.hard_negatives import (
     HARD_NEGATIVES,
-    Homophones,
     mine_hard_negatives,
     nearest_by_sound,
     read_hard_negatives,
 )
+from earmark.retrieval.homophones import Homophones
 from earmark.retrieval.no_term_loss import NoTermMarginLoss
 from earmark.retrieval.pooled_loss import Margin
 from earmark.retrieval.recipes import Material, Plan, PooledRecipe

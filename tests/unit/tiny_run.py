@@ -59,6 +59,10 @@ class KilledOnce:
     batch: int
     flag: Path
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.recipe.sources
+
     def __call__(self, encoder: FrozenEncoder, material: Material) -> Plan:
         plan = self.recipe(encoder, material)
         if not self.flag.exists() and os.environ.get("RANK", "0") == str(self.rank):

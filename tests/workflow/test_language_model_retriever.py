@@ -1,9 +1,10 @@
-"""A retriever on Qwen2-Audio's language model, by configuration: encoded, trained, indexed, measured, searched."""
+"""Retrievers whose terms go through a pretrained model, by configuration: trained, indexed, measured, searched."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import string
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import Whitespace
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +69,36 @@ def test_what_the_other_towers_say_trains_nothing_again(
     other = {**config, "retrieval": {**retrieval, "pooled": pooled}}
     run = run_snakemake(evaluated, "evaluate", configfile=other, arguments=("--dry-run",))
     assert run.status == 0 and "Nothing to be done" in run.output, run.output[-2000:]
+
+
+def test_a_text_model_fused_with_spelling_is_trained_on_the_same_features(
+    chain: Path, small_config: dict[str, Any], run_snakemake: Callable, tmp_path: Path
+) -> None:
+    source = tmp_path / "text_model"
+    modules = [StaticEmbedding(_letters(), embedding_dim=12)]
+    SentenceTransformer(modules=modules, device="cpu").save(str(source), create_model_card=False)
+    folder = tmp_path / "run"
+    shutil.copytree(chain, folder, symlinks=True)
+    pooled = {"towers": "fused", "text_model": {"source": str(source)}, "objective": {"learn_temperature": True}}
+    config = {
+        **small_config,
+        "retrieval": {"random_control": False, "interaction": "pooled", "pooled": pooled},
+        "evaluate": {**small_config["evaluate"], "held_out_chunks": 0},
+    }
+    run = run_snakemake(folder, "evaluate", configfile=config, timeout=600)
+    assert run.status == 0, run.output[-4000:]
+    assert "train_backend " in run.output and "encode " not in run.output
+    audit = json.loads((folder / "data/small/models/retriever/audit.json").read_text())
+    trained = {name for name, part in audit.items() if part["trainable"]}
+    assert trained == {"audio_head", "text_projection", "spelling_tower"} and "text_model" in audit
+    figures = json.loads((folder / "data/small/evaluation/retriever/metrics.json").read_text())
+    assert figures["test"]["retrieval"]["seen"]["n"] > 0
+
+
+def _letters() -> Tokenizer:
+    tokenizer = Tokenizer(BPE({letter: index for index, letter in enumerate(string.ascii_lowercase)}, []))
+    tokenizer.pre_tokenizer = Whitespace()
+    return tokenizer
 
 
 def test_every_stage_that_runs_the_language_model_asks_for_a_gpu_and_memory(

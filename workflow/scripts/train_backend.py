@@ -28,7 +28,9 @@ with job_log(snakemake.log[0]), training_gpus(run):
         output=Path(snakemake.output[0]),
         encoder=params.encoder,
         layer=params.layer,
-        recipe=recipe_of(params.interaction, params.settings, lexicon, hard_negatives, params.max_negatives),
+        recipe=recipe_of(
+            params.interaction, params.settings, lexicon, params.language, hard_negatives, params.max_negatives
+        ),
         schedule=Schedule(**params.schedule),
         augmentation=FrameAugmentation(**params.augmentation),
         seed=params.seed,

@@ -25,6 +25,11 @@ from earmark.files import read_text
 
 _RECORDINGS = 3
 _FUNASR = Version("1.4.1")  # the first that heeds use_lora
+_FILE_OF_A_MODEL = {  # where it is not config.json
+    "export.tokenizer": "tokenizer_config.json",
+    "funasr_nano.model_dir": "config.yaml",
+    "retrieval.pooled.text_model.source": "modules.json",
+}
 _LOOKED_AT = 10_000  # entries of a corpus, in search of that many recordings
 
 
@@ -189,6 +194,9 @@ def models(config: Mapping[str, Any]) -> Iterator[Finding]:
         "retrieval.encoder": config["retrieval"]["encoder"],
         "evaluate.transcripts": config["evaluate"]["transcripts"],
     }
+    pooled = config["retrieval"]["pooled"]
+    if config["retrieval"]["interaction"] == "pooled" and pooled["towers"] in ("text_model", "fused"):
+        named["retrieval.pooled.text_model.source"] = pooled["text_model"]["source"]
     if "funasr_nano" in config["export"]["formats"]:
         named["export.tokenizer"] = config["export"]["tokenizer"]
     section = config["speech_llm"]
@@ -258,14 +266,12 @@ def _model(key: str, source: str) -> Finding:
             return problem("models", f"{key}: no bundled model is called {source.partition(':')[2]!r} here", remedy)
         return ok("models", f"{key}: {source}")
     if Path(source).is_dir():
-        wanted = {"export.tokenizer": "tokenizer_config.json", "funasr_nano.model_dir": "config.yaml"}.get(
-            key, "config.json"
-        )
+        wanted = _FILE_OF_A_MODEL.get(key, "config.json")
         if not (Path(source) / wanted).is_file():
             return problem("models", f"{key}: {source} holds no {wanted}", "give the folder that holds the model")
         return ok("models", f"{key}: {source}, a folder")
     source, _, revision = source.partition("@")  # only a Fun-ASR-Nano's may have one
-    wanted = "config.yaml" if key == "funasr_nano.model_dir" else "config.json"
+    wanted = _FILE_OF_A_MODEL.get(key, "config.json")
     try:
         if isinstance(try_to_load_from_cache(source, wanted, revision=revision or None), str):
             return ok("models", f"{key}: {source}, in the hub's cache")

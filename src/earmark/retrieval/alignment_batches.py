@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,9 +55,12 @@ class AlignmentBatches(ChunkBatches):
                 "units than frames", len(rows) - len(self.rows), len(rows),
             )  # fmt: skip
         heard = heard_surfaces(self.rows, surfaces)
-        spelled = {surface: spellings[0] for surface in heard if (spellings := units.spellings(surface))}
+        spelled = {surface: spellings for surface in heard if (spellings := units.spellings(surface))}
         self.surfaces = {surface: heard[surface] for surface in spelled}
-        self.spelled = spelled
+        self.spelled = {surface: spellings[0] for surface, spellings in spelled.items()}
+        self._sounds: dict[str, set[tuple[int, ...]]] = defaultdict(set)  # of each main term
+        for surface, spellings in spelled.items():
+            self._sounds[heard[surface]].update(map(tuple, spellings))
         self.max_surfaces = max_surfaces
 
     def __call__(self, batch: list[dict[str, Any]]) -> dict[str, Any]:
@@ -67,8 +71,13 @@ class AlignmentBatches(ChunkBatches):
         if self.max_surfaces:
             chosen = choose_surfaces(rows, self.surfaces, self.max_surfaces, self.random)
             label |= pad_units([self.spelled[surface] for surface in chosen])
-            label["terms"] = term_targets(rows, chosen, self.surfaces)
+            label["terms"] = term_targets(rows, chosen, self.surfaces, [self._alike(row, chosen) for row in rows])
         return {"audio": audio, "label": label}
+
+    def _alike(self, row: SplitRow, chosen: Sequence[str]) -> set[str]:
+        """Those of the surfaces that are spelled in units as a term of the chunk is."""
+        heard = set().union(*(self._sounds.get(term, ()) for term in row.spoken_terms))
+        return {surface for surface in chosen if tuple(self.spelled[surface]) in heard}
 
     def for_dev(self, rows: Sequence[SplitRow]) -> AlignmentBatches:
         """Batches of other rows, whose terms training hears, as they are: nothing is varied. Some may be left out."""

@@ -15,7 +15,7 @@ class AudioHead(SavedModule):
 
     A term fills a third of a chunk with a second of context on either side; a mean would dilute it. So a few
     learned queries each take a softmax over the chunk's real frames, after a light temporal model (depthwise
-    convolutions) that lets a frame see its neighbours.
+    convolutions) that lets a frame see its neighbours. Without `queries` it is the mean of the real frames after all.
     """
 
     config_keys = [  # noqa: RUF012 (the base class's protocol)
@@ -38,14 +38,15 @@ class AudioHead(SavedModule):
         self.input = nn.Sequential(nn.LayerNorm(frame_dim), nn.Linear(frame_dim, hidden_dim))
         self.temporal = nn.ModuleList(ConvBlock(hidden_dim, kernel_size, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(hidden_dim)
-        self.scores = nn.Linear(hidden_dim, queries)
+        self.scores = nn.Linear(hidden_dim, queries) if queries else None
         self.values = nn.Linear(hidden_dim, hidden_dim)
-        self.output = nn.Linear(queries * hidden_dim, embedding_dim)
+        self.output = nn.Linear(max(1, queries) * hidden_dim, embedding_dim)
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         hidden, real = through_blocks(self.temporal, self.input(features["frames"]), features["frame_lengths"])
         hidden = self.norm(hidden)
-        weights = self.scores(hidden).masked_fill(~real[:, :, None], -torch.inf).softmax(dim=1)  # [B, T, Q]
+        scores = hidden.new_zeros(*hidden.shape[:2], 1) if self.scores is None else self.scores(hidden)
+        weights = scores.masked_fill(~real[:, :, None], -torch.inf).softmax(dim=1)  # [B, T, Q]
         pooled = torch.einsum("btq,bth->bqh", weights, self.values(hidden)).flatten(1)
         features["sentence_embedding"] = self.output(nn.functional.dropout(pooled, self.dropout, self.training))
         return features

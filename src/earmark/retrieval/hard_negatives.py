@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import faiss
@@ -21,12 +21,12 @@ from rapidfuzz.distance import Levenshtein
 
 from earmark.artifacts import read_table, write_table
 from earmark.errors import InputError
-from earmark.pronunciations import PHONEMES, EnglishPronouncer, Phonemes
+from earmark.pronunciations import EnglishPronouncer, Phonemes
+from earmark.retrieval.homophones import Homophones
 from earmark.retrieval.index import index_surfaces
 from earmark.retrieval.model import TermRetriever, embed_surfaces, load_retriever
 from earmark.retrieval.split_rows import read_split, read_surfaces
 from earmark.retrieval.term_targets import heard_surfaces
-from earmark.text import words
 
 log = logging.getLogger(__name__)
 
@@ -40,40 +40,6 @@ HARD_NEGATIVES = pa.schema(
     ]
 )
 _BLOCK = 512  # surfaces compared with all others at once
-_LETTER_OF = {phoneme: chr(ord("A") + number) for number, phoneme in enumerate(PHONEMES)}
-
-
-class Homophones:
-    """Which surfaces are said alike: what the ear cannot tell apart is never a negative.
-
-    Words that nobody knows to pronounce have no homophones here. Without a `pronouncer` (other languages than English)
-    only spelling counts.
-    """
-
-    def __init__(self, surfaces: Collection[str], pronouncer: EnglishPronouncer | None):
-        self.said: dict[str, list[str]] = {}  # surface -> its ways, a letter a phoneme
-        for surface in surfaces if pronouncer is not None else ():
-            assert pronouncer is not None
-            self.said[surface] = _ways([pronouncer.ways(word) for word in words(surface)])
-
-    @property
-    def most_alike(self) -> int:
-        """The most surfaces that share a way to be said."""
-        return max(Counter(way for ways in self.said.values() for way in ways).values(), default=0)
-
-    def alike(self, one: str, other: str) -> bool:
-        """Whether some way to say `one` is a way to say `other`."""
-        return one == other or not set(self.said.get(one, ())).isdisjoint(self.said.get(other, ()))
-
-
-def _ways(by_word: Sequence[Sequence[Phonemes]]) -> list[str]:
-    """The first way of all words, and those in which one word is said otherwise."""
-    if not by_word or not all(by_word):
-        return []
-    said = [["".join(_LETTER_OF[phoneme] for phoneme in way) for way in ways] for ways in by_word]
-    first = [ways[0] for ways in said]
-    others = ["".join([*first[:i], way, *first[i + 1 :]]) for i, ways in enumerate(said) for way in ways[1:]]
-    return list(dict.fromkeys(["".join(first), *others]))
 
 
 def mine_hard_negatives(

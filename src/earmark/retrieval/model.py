@@ -3,7 +3,7 @@
     alignment                                            pooled
     Router                                               Router
       audio: FrozenEncoder -> UnitHead -> UnitNgrams       audio: FrozenEncoder -> AudioHead
-      text:  TermUnits                                     text:  SpellingTower
+      text:  TermUnits                                     text:  SpellingTower or TextModelTower
                                                          Normalize
 
     pooled, with Qwen2-Audio's language model, which both routes go through
@@ -40,6 +40,7 @@ from earmark.retrieval.qwen2_text_tower import Qwen2TextTower
 from earmark.retrieval.sub_batches import embed_in_sub_batches
 from earmark.retrieval.term_alignment import alignment_scores, emissions
 from earmark.retrieval.term_units import TermUnits, pad_units
+from earmark.retrieval.text_model_tower import TextModelTower
 from earmark.retrieval.text_tower import SpellingTower
 from earmark.retrieval.unit_head import UnitHead
 from earmark.retrieval.unit_ngrams import UnitNgrams
@@ -49,7 +50,7 @@ PRECISIONS = ("float32", "int8")
 
 _MODULES = (
     WhisperFrames, Qwen2AudioTowerFrames, AudioHead, SpellingTower, UnitHead, UnitNgrams, TermUnits, Qwen2LanguageModel,
-    MeanProjection, Qwen2TextTower,
+    MeanProjection, Qwen2TextTower, TextModelTower,
 )  # fmt: skip
 
 
@@ -133,7 +134,7 @@ def load_retriever(folder: Path) -> TermRetriever:
     return TermRetriever(str(folder), local_files_only=True).eval()
 
 
-def pooled_retriever(encoder: FrozenEncoder, head: AudioHead, tower: SpellingTower) -> TermRetriever:
+def pooled_retriever(encoder: FrozenEncoder, head: AudioHead, tower: SpellingTower | TextModelTower) -> TermRetriever:
     """An untrained retriever that compares one vector of a chunk with one of a term."""
     return _pooled([encoder, head], tower)
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from earmark.pronunciations import EnglishPronouncer
 from earmark.retrieval.augmentation import FrameAugmentation
 from earmark.retrieval.chunk_batches import ChunkBatches
 from earmark.retrieval.chunk_frames import ChunkFrames
+from earmark.retrieval.homophones import Homophones
 from earmark.retrieval.qwen2_text_tower import Qwen2TextTower
 from earmark.retrieval.split_rows import SplitRow
+from earmark.retrieval.term_loss import IGNORED, NOT_SPOKEN, SPOKEN
 from earmark.retrieval.term_targets import choose_surfaces, heard_surfaces, term_targets
+from earmark.retrieval.text_model_tower import TextModelTower
 from earmark.retrieval.text_tower import SpellingTower
 
 
@@ -37,7 +42,8 @@ class PooledBatches(ChunkBatches):
     A batch: "audio", "surfaces" and "phrases" are inputs of the model; "label" holds the targets of `TermLoss`
     ("terms"[B, N]) and `WordLoss` ("phrases"[B, W]). Surfaces are those of the batch's terms, filled up with others of
     terms that training hears to `max_surfaces`: a term without training audio is never a negative, so the model does
-    not learn that it is absent. Phrases are drawn from the batch's own transcripts.
+    not learn that it is absent. Phrases are drawn from the batch's own transcripts. What is said like something in the
+    chunk (by `pronouncer`; None: not known) is no negative of it either.
 
     With `hard_negatives` (surface -> others), a batch that has some also holds "negatives", an input of the model, and
     "against"[B, M] for `HardNegativeMarginLoss`: for each chunk at most `max_negatives` of its surface's, drawn anew,
@@ -49,19 +55,24 @@ class PooledBatches(ChunkBatches):
         rows: Sequence[SplitRow],
         frames: ChunkFrames,
         surfaces: dict[str, str],
-        tower: SpellingTower | Qwen2TextTower,
+        tower: SpellingTower | TextModelTower | Qwen2TextTower,
         augmentation: FrameAugmentation,
         *,
         max_surfaces: int,
         max_phrases: int,
         longest_phrase: int,
         seed: int,
+        pronouncer: EnglishPronouncer | None = None,
         hard_negatives: Mapping[str, Sequence[str]] | None = None,
         max_negatives: int = 0,
     ):
         super().__init__(rows, frames, augmentation, seed)
         self.tower = tower
         self.surfaces = heard_surfaces(rows, surfaces)
+        self.homophones = Homophones(self.surfaces, pronouncer)
+        self._ways_of_terms: dict[str, set[str]] = defaultdict(set)
+        for surface, term in self.surfaces.items():
+            self._ways_of_terms[term].update(self.homophones.said.get(surface, ()))
         self.hard_negatives, self.max_negatives = hard_negatives or {}, max_negatives
         self.max_surfaces, self.max_phrases, self.longest_phrase = max_surfaces, max_phrases, longest_phrase
 
@@ -70,16 +81,17 @@ class PooledBatches(ChunkBatches):
         surfaces = choose_surfaces(rows, self.surfaces, self.max_surfaces, self.random)
         spoken = [set(spoken_phrases(row.text, self.longest_phrase)) for row in rows]
         phrases = self._choose_phrases(spoken) or surfaces[:1]  # a batch may hold no whole word; then nothing is spoken
+        ways = [self._ways_heard(row, said) for row, said in zip(rows, spoken, strict=True)]
         collated = {
             "audio": self.audio(rows),
             "surfaces": self._texts(surfaces),
             "phrases": self._texts(phrases),
             "label": {
-                "terms": term_targets(rows, surfaces, self.surfaces),
-                "phrases": torch.tensor([[phrase in said for phrase in phrases] for said in spoken]),
+                "terms": term_targets(rows, surfaces, self.surfaces, [self._alike(surfaces, heard) for heard in ways]),
+                "phrases": self._phrase_targets(phrases, spoken, ways),
             },
         }
-        by_chunk = [self._choose_negatives(row, said) for row, said in zip(rows, spoken, strict=True)]
+        by_chunk = [self._choose_negatives(row, *about) for row, *about in zip(rows, spoken, ways, strict=True)]
         if negatives := sorted(set().union(*by_chunk)):
             collated["negatives"] = self._texts(negatives)
             collated["label"]["against"] = torch.tensor([[text in own for text in negatives] for own in by_chunk])
@@ -93,12 +105,36 @@ class PooledBatches(ChunkBatches):
     def _texts(self, texts: list[str]) -> dict[str, Any]:
         return {**self.tower.preprocess(texts), "modality": "text"}
 
-    def _choose_negatives(self, row: SplitRow, spoken: set[str]) -> set[str]:
+    def _ways_heard(self, row: SplitRow, spoken: set[str]) -> set[str]:
+        """How all that is heard in a chunk is said, its `spoken` phrases and its terms."""
+        of_terms = (self._ways_of_terms.get(term, ()) for term in row.spoken_terms)
+        return set().union(*map(self.homophones.ways_in_speech, spoken), *of_terms)
+
+    def _alike(self, surfaces: Sequence[str], ways: set[str]) -> set[str]:
+        """Those of `surfaces` that may be said in one of these ways."""
+        return {surface for surface in surfaces if not ways.isdisjoint(self.homophones.said.get(surface, ()))}
+
+    def _phrase_targets(self, phrases: list[str], spoken: list[set[str]], ways: list[set[str]]) -> torch.Tensor:
+        """targets[B, W] of `WordLoss`."""
+        by_phrase = [(phrase, self.homophones.ways_in_speech(phrase)) for phrase in phrases]
+        return torch.tensor(
+            [
+                [
+                    SPOKEN if phrase in said else NOT_SPOKEN if heard.isdisjoint(own_ways) else IGNORED
+                    for phrase, own_ways in by_phrase
+                ]
+                for said, heard in zip(spoken, ways, strict=True)
+            ]
+        )
+
+    def _choose_negatives(self, row: SplitRow, spoken: set[str], ways: set[str]) -> set[str]:
         others = [
             other
             for other in self.hard_negatives.get(row.term or "", ())
             if other in self.surfaces and self.surfaces[other] not in row.spoken_terms and other not in spoken
         ]
+        alike = self._alike(others, ways)
+        others = [other for other in others if other not in alike]
         if len(others) > self.max_negatives:
             chosen = self.random.choice(len(others), self.max_negatives, replace=False)
             others = [others[index] for index in sorted(chosen)]

@@ -11,6 +11,7 @@ from torch import nn
 from earmark.retrieval.hard_negative_loss import HardNegativeMarginLoss
 from earmark.retrieval.no_term_loss import NoTermMarginLoss
 from earmark.retrieval.processes import Processes
+from earmark.retrieval.temperature import Temperature
 from earmark.retrieval.term_loss import SPOKEN, TermLoss, finite
 from earmark.retrieval.word_loss import WordLoss
 
@@ -27,8 +28,9 @@ class PooledLoss(nn.Module):
     """The weighted sum of TermLoss, WordLoss and, where they weigh something, two margin losses of one collated batch.
 
     `no_term`: see `NoTermMarginLoss`; None, or a weight of 0: not computed. `hard_negative`: see
-    `HardNegativeMarginLoss`; computed where a batch has such negatives (see `pooled_batches`). Returns the weighted
-    parts by name; the trainer sums and logs them. EarmarkError if one is not finite.
+    `HardNegativeMarginLoss`; computed where a batch has such negatives (see `pooled_batches`). `learn_temperature`: see
+    `Temperature`; one for both. Returns the weighted parts by name; the trainer sums and logs them. EarmarkError if one
+    is not finite.
     """
 
     def __init__(
@@ -39,13 +41,15 @@ class PooledLoss(nn.Module):
         temperature: float,
         no_term: Margin | None = None,
         hard_negative: Margin | None = None,
+        learn_temperature: bool = False,
     ):
         super().__init__()
         self.model = model
         self.term_weight, self.text_weight = term_weight, text_weight
         self.no_term, self.hard_negative = no_term, hard_negative
-        self.term_loss = TermLoss(temperature, no_term_score=0.3)  # a cosine
-        self.word_loss = WordLoss(temperature)
+        shared = Temperature(temperature, learn_temperature)
+        self.term_loss = TermLoss(shared, no_term_score=0.3)  # a cosine
+        self.word_loss = WordLoss(shared)
         self.processes = Processes.joined()
 
     def forward(self, features: list[dict[str, Any]], labels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from earmark.errors import ConfigError
-from earmark.pronunciations import Phonemes
+from earmark.pronunciations import EnglishPronouncer, Phonemes
 from earmark.retrieval.alignment_batches import AlignmentBatches
 from earmark.retrieval.alignment_loss import AlignmentLoss
 from earmark.retrieval.audio_head import AudioHead
@@ -24,6 +24,7 @@ from earmark.retrieval.qwen2_language_model import MeanProjection, Qwen2Language
 from earmark.retrieval.qwen2_text_tower import Qwen2TextTower
 from earmark.retrieval.split_rows import SplitRow
 from earmark.retrieval.term_units import TermUnits
+from earmark.retrieval.text_model_tower import TextModelTower
 from earmark.retrieval.text_tower import SpellingTower
 from earmark.retrieval.unit_head import UnitHead
 
@@ -59,7 +60,10 @@ class Plan:
 
 
 class Recipe(Protocol):
-    """Makes a plan from a frozen encoder; weights come from torch's seed."""
+    """Makes a plan from a frozen encoder; weights come from torch's seed. `sources` are the further models it loads."""
+
+    @property
+    def sources(self) -> tuple[str, ...]: ...
 
     def __call__(self, encoder: FrozenEncoder, material: Material) -> Plan: ...
 
@@ -76,6 +80,10 @@ class AlignmentRecipe:
     term_weight: float
     temperature: float
     max_surfaces: int
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return ()
 
     def __call__(self, encoder: FrozenEncoder, material: Material) -> Plan:
         texts = [*material.surfaces, *(row.text for row in material.rows)]
@@ -96,12 +104,14 @@ class AlignmentRecipe:
 class PooledRecipe:
     """See `PooledLoss`, `PooledBatches`, `AudioHead` and `SpellingTower` (`head`, `tower`: their sizes).
 
+    `text_model`: see `TextModelTower.pretrained`; it stands in the tower's place, or where there is a `tower` too, is
+    fused with it. `lexicon`: of what knows homophones; None where the language is not English.
     `hard_negatives`: surface -> others, `max_negatives` of them a chunk and step; None where none were mined.
     """
 
     embedding_dim: int
     head: Mapping[str, Any]
-    tower: Mapping[str, Any]
+    tower: Mapping[str, Any] | None
     candidates: int
     text_weight: float
     term_weight: float
@@ -113,26 +123,47 @@ class PooledRecipe:
     hard_negative: Margin | None = None
     hard_negatives: Mapping[str, Sequence[str]] | None = None
     max_negatives: int = 0
+    learn_temperature: bool = False
+    text_model: Mapping[str, Any] | None = None
+    lexicon: Mapping[str, Sequence[Phonemes]] | None = None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.text_model["source"],) if self.text_model else ()
 
     def __call__(self, encoder: FrozenEncoder, material: Material) -> Plan:
         head = AudioHead(material.frames.dim, embedding_dim=self.embedding_dim, **self.head)
-        tower = SpellingTower(embedding_dim=self.embedding_dim, **self.tower)
+        tower: SpellingTower | TextModelTower
+        trained: dict[str, nn.Module] = {"audio_head": head}
+        parts: dict[str, nn.Module] = {"encoder": encoder}
+        if self.text_model is None:
+            assert self.tower is not None
+            tower = SpellingTower(embedding_dim=self.embedding_dim, **self.tower)
+            trained["text_tower"] = tower
+        else:
+            tower = TextModelTower.pretrained(embedding_dim=self.embedding_dim, spelling=self.tower, **self.text_model)
+            parts["text_model"] = tower.text_model
+            trained |= tower.trained_parts()
         model = pooled_retriever(encoder, head, tower)
-        parts: dict[str, nn.Module] = {"encoder": encoder, "audio_head": head, "text_tower": tower}
         batches, loss = self.objective(model, tower, material)
-        return Plan(model, parts, {"audio_head", "text_tower"}, batches, loss, self.candidates)
+        return Plan(model, parts | trained, set(trained), batches, loss, self.candidates)
 
     def objective(
-        self, model: TermRetriever, tower: SpellingTower | Qwen2TextTower, material: Material
+        self, model: TermRetriever, tower: SpellingTower | TextModelTower | Qwen2TextTower, material: Material
     ) -> tuple[PooledBatches, PooledLoss]:
         """What the model is fed, and its loss."""
+        pronouncer = EnglishPronouncer(self.lexicon) if self.lexicon is not None else None
         batches = PooledBatches(
             material.rows, material.frames, material.surfaces, tower, material.augmentation,
             max_surfaces=self.max_surfaces, max_phrases=self.max_phrases, longest_phrase=self.longest_phrase,
-            seed=material.seed, hard_negatives=self.hard_negatives, max_negatives=self.max_negatives,
+            seed=material.seed, pronouncer=pronouncer, hard_negatives=self.hard_negatives,
+            max_negatives=self.max_negatives,
         )  # fmt: skip
         hard_negative = self.hard_negative if self.hard_negatives is not None else None
-        loss = PooledLoss(model, self.term_weight, self.text_weight, self.temperature, self.no_term, hard_negative)
+        loss = PooledLoss(
+            model, self.term_weight, self.text_weight, self.temperature, self.no_term, hard_negative,
+            self.learn_temperature,
+        )  # fmt: skip
         return batches, loss
 
 
@@ -150,6 +181,7 @@ class Qwen2AudioRecipe(PooledRecipe):
                 f"retrieval.pooled.towers is qwen2_audio, but retrieval.encoder is {encoder.name}; "
                 "give it a Qwen2-Audio, or set towers to spelling"
             )
+        assert self.tower is not None
         language_model = Qwen2LanguageModel(material.source, material.seed, **self.head)
         projection = MeanProjection(language_model.hidden_dim, self.embedding_dim)
         tower = Qwen2TextTower.of(language_model, self.embedding_dim, **self.tower)
@@ -197,6 +229,7 @@ def recipe_of(
     interaction: str,
     settings: Mapping[str, Any],
     lexicon: Mapping[str, Sequence[Phonemes]],
+    language: str,
     hard_negatives: Mapping[str, Sequence[str]] | None = None,
     max_negatives: int = 0,
 ) -> Recipe:
@@ -204,21 +237,26 @@ def recipe_of(
 
     That is without what trains nothing, `index` and `hard_negatives`. `hard_negatives` here (see `hard_negatives`): of
     a pooled retriever, from a round before; `max_negatives` of them a chunk and step. Of a pooled retriever's `towers`,
-    the sections of those that are not chosen may be there or not.
+    the sections of those that are not chosen may be there or not. `language` is the transcripts'.
     """
     settings = dict(settings)
     objective = dict(settings.pop("objective"))
     if interaction == "alignment":
         return AlignmentRecipe(lexicon=lexicon, **settings, **objective)
-    kind, head, tower = PooledRecipe, settings.pop("audio_head", None), settings.pop("text_tower", None)
-    qwen2_audio = settings.pop("qwen2_audio", None)
-    if settings.pop("towers") == "qwen2_audio":
-        kind, head = Qwen2AudioRecipe, dict(qwen2_audio)
+    sections = {name: settings.pop(name, None) for name in ("audio_head", "text_tower", "text_model", "qwen2_audio")}
+    towers, kind = settings.pop("towers"), PooledRecipe
+    head = sections["audio_head"]
+    tower = sections["text_tower"] if towers in ("spelling", "fused") else None
+    text_model = sections["text_model"] if towers in ("text_model", "fused") else None
+    if towers == "qwen2_audio":
+        kind, head = Qwen2AudioRecipe, dict(sections["qwen2_audio"])
         head["prompt"], tower = head.pop("audio_prompt"), {"prompt": head.pop("text_prompt")}
         settings["embedding_dim"] = head.pop("embedding_dim")
     return kind(
         head=head,
         tower=tower,
+        text_model=text_model,
+        lexicon=lexicon if language.split("-")[0] == "en" else None,
         max_negatives=max_negatives,
         no_term=Margin(objective.pop("no_term_margin"), objective.pop("no_term_weight")),
         hard_negative=Margin(objective.pop("hard_negative_margin"), objective.pop("hard_negative_weight")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 import torch
@@ -40,12 +40,23 @@ def choose_surfaces(
     return [*needed, *others]
 
 
-def term_targets(rows: Sequence[SplitRow], chosen: Sequence[str], surfaces: Mapping[str, str]) -> torch.Tensor:
-    """targets[B, N] of `TermLoss`: SPOKEN, NOT_SPOKEN, or IGNORED for further surfaces of what is spoken."""
-    return torch.tensor([[_target(row, surface, surfaces) for surface in chosen] for row in rows])
+def term_targets(
+    rows: Sequence[SplitRow], chosen: Sequence[str], surfaces: Mapping[str, str], alike: Sequence[Set[str]]
+) -> torch.Tensor:
+    """targets[B, N] of `TermLoss`: SPOKEN, NOT_SPOKEN, or IGNORED.
+
+    Ignored are further surfaces of what is spoken, and those that are said like something in the chunk: `alike`, a set
+    for each row.
+    """
+    return torch.tensor(
+        [
+            [_target(row, surface, surfaces, sounding) for surface in chosen]
+            for row, sounding in zip(rows, alike, strict=True)
+        ]
+    )
 
 
-def _target(row: SplitRow, surface: str, surfaces: Mapping[str, str]) -> int:
+def _target(row: SplitRow, surface: str, surfaces: Mapping[str, str], alike: Set[str]) -> int:
     if surface == row.term:
         return SPOKEN
-    return IGNORED if surfaces[surface] in row.spoken_terms else NOT_SPOKEN
+    return IGNORED if surfaces[surface] in row.spoken_terms or surface in alike else NOT_SPOKEN

@@ -186,7 +186,14 @@ def train_retriever(
     train_rows, dev_rows = read_split(train), read_split(dev)
     key = training_key(
         [encoder, layer, recipe, schedule, augmentation, seed, threads, log_steps, processes.count],
-        [*features, train, dev, glossary, alt2main, *_model_files(encoder)],
+        [
+            *features,
+            train,
+            dev,
+            glossary,
+            alt2main,
+            *(f for source in (encoder, *recipe.sources) for f in _model_files(source)),
+        ],
     )
     with (
         _output_folders(output, key, processes) as (checkpoints, scratch),
@@ -227,10 +234,15 @@ def train_retriever(
             plan.model.save(str(scratch), create_model_card=False)
 
 
-def _model_files(source: str) -> list[Path]:
-    """The files of the model folder that an encoder, or a language model, is loaded from; none of a hub id."""
-    folder = Path(source.removeprefix("random:"))
-    return [*sorted(folder.glob("*.safetensors")), folder / "config.json"] if folder.is_dir() else []
+def _model_files(*sources: str) -> list[Path]:
+    """The files of the folders that encoder, language model or text model are loaded from; none of a hub id."""
+    folders = (Path(source.removeprefix("random:")) for source in sources)
+    return [
+        path
+        for folder in folders
+        if folder.is_dir()
+        for path in (*sorted(folder.rglob("*.safetensors")), folder / "config.json")
+    ]
 
 
 @contextmanager

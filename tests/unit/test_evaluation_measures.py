@@ -14,12 +14,37 @@ from earmark.evaluation.measures import (
     letter_count,
     recall_and_mrr,
     recall_by_bin,
+    recall_of_every_term,
     rejection,
     rejection_threshold,
 )
 from earmark.retrieval.ranking import TermColumns, rank_of, term_scores
 
 TERMS = TermColumns.of(["rome", "oslo", "rome", "lima"])  # the third surface is an alias of the first
+
+
+def test_recall_of_every_term_counts_terms_and_chunks():
+    ranks = [(1,), (2, 30), (1, 2, 3)]  # of three chunks with one, two and three terms
+    report = recall_of_every_term(ranks, np.array(["rome", "oslo", "oslo"]), 100, 0)
+    assert (report["chunks"], report["terms"]) == (3, 6)
+    assert report["micro"]["recall@1"]["value"] == pytest.approx(2 / 6)
+    assert report["per_sample"]["recall@1"]["value"] == pytest.approx((1 + 0 + 1 / 3) / 3)
+    assert report["micro"]["recall@10"]["value"] == pytest.approx(5 / 6)
+    assert report["per_sample"]["recall@10"]["value"] == pytest.approx((1 + 1 / 2 + 1) / 3)
+    for kind, of_oslo in (("micro", 4 / 5), ("per_sample", 3 / 4)):
+        figure = report[kind]["recall@10"]
+        assert (figure["low"], figure["high"]) == (pytest.approx(of_oslo), 1.0)  # oslo drawn alone, rome drawn alone
+    assert recall_of_every_term([], np.array([]), 100, 0)["chunks"] == 0
+
+
+def test_one_term_a_chunk_makes_both_kinds_the_same_as_recall():
+    ranks, terms = [1, 2, 5, 11], np.array(["rome", "rome", "oslo", "oslo"])
+    every = recall_of_every_term([(rank,) for rank in ranks], terms, 100, 0)
+    alone = recall_and_mrr(np.array(ranks), terms, 40, 100, 0)
+    for k in (1, 5, 10, 20):
+        figure = alone[f"recall@{k}"]
+        assert every["micro"][f"recall@{k}"] == every["per_sample"][f"recall@{k}"]
+        assert every["micro"][f"recall@{k}"] == {name: figure[name] for name in ("value", "low", "high")}
 
 
 def test_recall_and_mrr_by_hand():

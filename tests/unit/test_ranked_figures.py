@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from earmark.artifacts import SPLITS, read_table, write_table
-from earmark.evaluation.ranked import HeldOut, Scorer, Settings, write_figures
+from earmark.evaluation.ranked import HeldOut, Scorer, Settings, Way, write_figures
 from earmark.evaluation.speakers import NO_SEEN_SPEAKER
 from earmark.files import read_json
 from earmark.retrieval.split_rows import SplitRow
@@ -42,7 +43,12 @@ def way(surfaces: Mapping[str, str]) -> Scorer:
 
 
 def figures(
-    folder: Path, test: list[SplitRow], left_out: list[SplitRow], trained: str, held_out: Sequence[HeldOut] = ()
+    folder: Path,
+    test: list[SplitRow],
+    left_out: list[SplitRow],
+    trained: str,
+    held_out: Sequence[HeldOut] = (),
+    way: Way = way,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """metrics.json and the predictions, where the speaker `trained` is the one in training."""
     words = folder / "words.txt"
@@ -129,3 +135,23 @@ def test_held_out_training_chunks_help_to_set_the_threshold_and_say_words_that_a
     assert not {word for word in searched[-1] if word.startswith("b")}
     for larger in after["distractors"].values():
         assert larger["rejection_threshold"] > 5
+
+
+def test_a_chunk_of_two_terms_is_asked_for_both(tmp_path):
+    both = [replace(chunk, other_terms=("oslo",)) for chunk in TINA if chunk.main_term == "paris"]
+    alone = [chunk for chunk in TINA if chunk.main_term == "rome"]
+
+    def first_oslo_then_the_main_term(surfaces: Mapping[str, str]) -> Scorer:
+        terms = list(surfaces.values())
+        return Scorer(
+            terms,
+            lambda rows: np.array([[2 * (t == "oslo") + (t == chunk.main_term) for t in terms] for chunk in rows]),
+        )
+
+    report, _ = figures(tmp_path, [*both, *alone], [], "nobody", way=first_oslo_then_the_main_term)
+    every = report["test"]["every_term"]
+    assert (every["chunks"], every["terms"]) == (12, 18)
+    assert every["micro"]["recall@1"]["value"] == pytest.approx(6 / 18)  # oslo, where it is said
+    assert every["per_sample"]["recall@1"]["value"] == pytest.approx((6 * 1 / 2 + 6 * 0) / 12)
+    assert every["micro"]["recall@5"]["value"] == 1
+    assert report["test"]["retrieval"]["all"]["recall@1"]["value"] == pytest.approx(6 / 12)  # there oslo is taken out

@@ -40,6 +40,28 @@ def recall_and_mrr(ranks: np.ndarray, main_terms: np.ndarray, terms: int, resamp
     return report
 
 
+def recall_of_every_term(
+    ranks: Sequence[Sequence[int]], main_terms: np.ndarray, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Recall@K where a chunk holds several terms: ranks[i] are those of all terms spoken in chunk i, from 1.
+
+    `micro` is the share of all spoken terms that are among the first K, `per_sample` the mean over chunks of the share
+    of a chunk's own. Of a chunk with more than K terms not all can be. {chunks, terms, micro: {recall@K: {value, low,
+    high}}, per_sample: the same}; intervals as in `recall_and_mrr`, by the chunks' `main_terms`[n].
+    """
+    if not len(ranks):
+        return {"chunks": 0, "reason": "no such chunk in this split"}
+    distinct, term = np.unique(main_terms, return_inverse=True)
+    weights = _resample(len(distinct), resamples, seed)
+    spoken = np.array([len(of_chunk) for of_chunk in ranks])
+    report: dict[str, Any] = {"chunks": len(ranks), "terms": int(spoken.sum()), "micro": {}, "per_sample": {}}
+    for k in RECALL_AT:
+        found = np.array([sum(rank <= k for rank in of_chunk) for of_chunk in ranks], float)
+        report["micro"][f"recall@{k}"] = _interval(found, term, weights, spoken)
+        report["per_sample"][f"recall@{k}"] = _interval(found / spoken, term, weights)
+    return report
+
+
 def recall_by_bin(
     ranks: np.ndarray,
     main_terms: np.ndarray,
@@ -83,11 +105,15 @@ def _resample(terms: int, resamples: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(terms, np.full(terms, 1 / terms), size=resamples)
 
 
-def _interval(values: np.ndarray, term: np.ndarray, weights: np.ndarray) -> dict[str, float]:
-    """The mean of values[n], and its interval when the terms, of which chunk i says term[i], are weighted."""
-    sums, chunks = np.bincount(term, values), np.bincount(term)
-    low, high = np.percentile((weights @ sums) / (weights @ chunks), _INTERVAL)
-    return {"value": float(values.mean()), "low": float(low), "high": float(high)}
+def _interval(
+    values: np.ndarray, term: np.ndarray, weights: np.ndarray, counts: np.ndarray | None = None
+) -> dict[str, float]:
+    """The sum of values[n] by that of counts[n] (None: ones), and its interval when the terms, of which chunk i says
+    term[i], are weighted."""
+    counts = np.ones(len(values)) if counts is None else counts
+    sums, totals = np.bincount(term, values), np.bincount(term, counts)
+    low, high = np.percentile((weights @ sums) / (weights @ totals), _INTERVAL)
+    return {"value": float(values.sum() / counts.sum()), "low": float(low), "high": float(high)}
 
 
 def rejection_threshold(no_term_scores: np.ndarray, false_acceptance: float) -> float:

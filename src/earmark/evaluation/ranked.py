@@ -21,6 +21,7 @@ from earmark.evaluation.measures import (
     letter_count,
     recall_and_mrr,
     recall_by_bin,
+    recall_of_every_term,
     rejection,
     rejection_threshold,
 )
@@ -80,6 +81,7 @@ class Heard:
 
     row: SplitRow
     rank: int | None  # of the spoken main term, from 1; None for a no-term chunk
+    every_rank: tuple[int, ...]  # of it and the chunk's further terms, none taken out of the ranking
     top_terms: tuple[str, ...]
     top_scores: tuple[float, ...]
 
@@ -98,7 +100,8 @@ def write_figures(
     """Rank `surfaces` for the rows of dev and test; write metrics.json and predictions.parquet (PREDICTIONS).
 
     A main term scores as its best surface. Further terms spoken in a chunk (`other_terms`) are taken out of its ranking
-    before the rank of its own term is read: they are neither right nor wrong. (`top_terms` hold them.)
+    before the rank of its own term is read: they are neither right nor wrong. (`top_terms` hold them.) `every_term`
+    asks for them too.
 
     All figures of test are those of speakers that training does not hear, but for its part `seen_speakers`, which has
     the same of the others', or a reason where there are none.
@@ -228,14 +231,21 @@ def _hear_held_out(held_out: Sequence[HeldOut], surfaces: Mapping[str, str]) -> 
 def _read(row: SplitRow, scores: np.ndarray, columns: TermColumns, top_k: int) -> Heard:
     best = np.argsort(-scores, kind="stable")[:top_k]
     rank = None if row.main_term is None else rank_of(scores, columns, row.main_term, row.other_terms)
-    return Heard(row, rank, tuple(columns.terms[i] for i in best), tuple(float(scores[i]) for i in best))
+    every_rank = tuple(rank_of(scores, columns, term, ()) for term in sorted(row.spoken_terms)) if row.has_term else ()
+    return Heard(row, rank, every_rank, tuple(columns.terms[i] for i in best), tuple(float(scores[i]) for i in best))
 
 
 def _figures(heard: Sequence[Heard], terms: int, threshold: float | None, settings: Settings) -> dict[str, Any]:
     groups = {name: [item for item in heard if item.row.has_term and item.row.seen_term in seen]
               for name, seen in _GROUPS.items()}  # fmt: skip
     retrieval = {name: _recall(group, terms, settings) for name, group in groups.items()}
-    return {"retrieval": retrieval, "rejection": _rejection(heard, groups, threshold, settings.false_acceptance)}
+    ranks, main_terms = [item.every_rank for item in groups["all"]], _ranks(groups["all"])[1]
+    every_term = recall_of_every_term(ranks, main_terms, settings.bootstrap_resamples, settings.seed)
+    return {
+        "retrieval": retrieval,
+        "every_term": every_term,
+        "rejection": _rejection(heard, groups, threshold, settings.false_acceptance),
+    }
 
 
 def _recall(heard: Sequence[Heard], terms: int, settings: Settings) -> dict[str, Any]:

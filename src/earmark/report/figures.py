@@ -82,6 +82,8 @@ def print_figures(folder: Path) -> None:
         print(f"  rejection: {rejection_sentence(metrics)}")
         for count, larger in metrics["distractors"].items():
             print(f"  {distractors_sentence(int(count), larger)}")
+        if sentence := every_term_sentence(metrics["test"]["every_term"]):
+            print(f"  {sentence}")
         if sentence := seen_speakers_sentence(metrics["test"]["seen_speakers"]):
             print(f"  {sentence}")
     for name, answers in figures.answers.items():
@@ -114,6 +116,17 @@ def _print_answers(name: str, metrics: dict[str, Any]) -> None:
             f"  speakers heard in training, {seen['n_term']} term chunks: recall of seen terms {recall['seen']}, "
             f"of unseen ones {recall['unseen']}"
         )
+
+
+def every_term_sentence(figures: dict[str, Any]) -> str | None:
+    """How many of all spoken terms are found; None where no chunk holds two."""
+    if figures["chunks"] == figures.get("terms", 0):
+        return None
+    micro, per_sample = (_shown(figures[kind]["recall@10"]["value"]) for kind in ("micro", "per_sample"))
+    return (
+        f"all {figures['terms']} terms spoken in {figures['chunks']} chunks: R@10 {micro}; as the mean over chunks "
+        f"{per_sample}"
+    )
 
 
 def seen_speakers_sentence(seen: dict[str, Any]) -> str | None:

@@ -126,7 +126,10 @@ def test_a_learned_temperature_begins_at_its_value_moves_and_has_a_floor():
     assert loss.word_loss.temperature is loss.term_loss.temperature  # one for both
     with torch.no_grad():
         learned.log.fill_(-20.0)
-        assert float(learned()) == pytest.approx(0.01)
+    floor = learned()
+    assert floor.item() == pytest.approx(0.01)
+    floor.backward()
+    assert learned.log.grad.item() == pytest.approx(0.01)  # there is a way back
 
 
 def test_a_loss_that_is_not_finite_stops_training():

@@ -76,13 +76,16 @@ def plan_of(material: Material, recipe: Any, inputs: Path) -> Plan:
 def test_a_no_term_chunk_costs_what_its_best_term_lacks_to_the_margin():
     loss = NoTermMarginLoss(margin=0.15)
     threshold = nn.Parameter(torch.tensor(0.3))
-    scores = torch.tensor([[0.2, -0.5], [0.9, 0.1], [0.1, 0.0], [0.9, 0.9]], requires_grad=True)
-    targets = torch.tensor([[NOT_SPOKEN] * 2, [SPOKEN, NOT_SPOKEN], [NOT_SPOKEN] * 2, [IGNORED, NOT_SPOKEN]])
+    scores = torch.tensor([[0.2, -0.5], [0.9, 0.1], [0.1, 0.0], [0.9, 0.1], [0.9, 0.9]], requires_grad=True)
+    targets = torch.tensor(
+        [[NOT_SPOKEN] * 2, [SPOKEN, NOT_SPOKEN], [NOT_SPOKEN] * 2, [IGNORED, NOT_SPOKEN], [IGNORED] * 2]
+    )
     value = loss(scores, targets, threshold)
-    assert value.item() == pytest.approx((0.2 - (0.3 - 0.15)) / 2)  # the third lies below; two have a term
+    # The second has a term, the third lies below, the fourth does but for what sounds like something in it.
+    assert value.item() == pytest.approx((0.2 - (0.3 - 0.15)) / 4)
     value.backward()
     assert scores.grad is not None
-    assert scores.grad.tolist() == [[0.5, 0], [0, 0], [0, 0], [0, 0]]
+    assert scores.grad.tolist() == [[0.25, 0], [0, 0], [0, 0], [0, 0], [0, 0]]
     assert threshold.grad is None  # it does not flee
 
 

@@ -35,7 +35,8 @@ def still(interaction: str) -> AlignmentRecipe | PooledRecipe:
         return replace(recipe, head=head)
     tower = {**recipe.tower, "dropout": 0.0}
     margins = {"no_term": Margin(0.15, 0.5), "hard_negative": Margin(0.1, 0.2)}
-    return replace(recipe, head=head, tower=tower, **margins, hard_negatives=NEGATIVES, max_negatives=2)
+    learned = {"hard_negatives": NEGATIVES, "max_negatives": 2, "learn_temperature": True}
+    return replace(recipe, head=head, tower=tower, **margins, **learned)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 from tiny_run import RECIPES, SETTINGS, STEPS, checksums, make_inputs, training
+from tiny_text_model import make_tiny_text_model
 from transformers import Trainer, TrainerState
 
 from earmark.errors import EarmarkError
@@ -73,7 +74,8 @@ def _train(run: Path, interaction: str, moment: str | None, changes: dict[str, A
         original, calls = getattr(owner, name), iter(range(1, 1000))
         setattr(owner, name, lambda *a, **k: death(*a, **k) if next(calls) == number else original(*a, **k))
     with job_log(run / "train.log"):
-        train_retriever(**training(run, run / "models" / interaction, RECIPES[interaction], **changes))
+        recipe = changes.pop("recipe", None) or RECIPES[interaction]
+        train_retriever(**training(run, run / "models" / interaction, recipe, **changes))
 
 
 class Run:
@@ -248,6 +250,18 @@ def test_a_training_may_be_killed_again_and_again(run, undisturbed):
     assert trained_epochs(run.train("pooled")) == [4]
     assert run.result("pooled") == undisturbed["pooled"]
     assert run.models == ["pooled"]
+
+
+def test_a_training_with_a_text_model_and_a_learned_temperature_goes_on_inside_an_epoch(run):
+    text_model = {"source": str(make_tiny_text_model(run.folder / "text_model")), "hidden_dim": 8, "dropout": 0.2}
+    pooled: Any = RECIPES["pooled"]
+    fused = {"recipe": replace(pooled, text_model=text_model, lexicon={}, learn_temperature=True)}
+    run.train("pooled", checkpoint_minutes=0, **fused)
+    whole = run.result("pooled")
+    shutil.rmtree(run.folder / "models")
+    run.train("pooled", "in the middle of the third epoch", checkpoint_minutes=EVERY_STEP, **fused)
+    assert went_on_from(run.train("pooled", **fused)) == 2 * STEPS + 2
+    assert run.result("pooled") == whole
 
 
 def test_the_best_epoch_and_patience_outlive_the_process(run):

@@ -65,7 +65,12 @@ def test_what_the_other_towers_say_trains_nothing_again(
     evaluated: Path, config: dict[str, Any], run_snakemake: Callable
 ) -> None:
     retrieval = config["retrieval"]
-    pooled = {**retrieval["pooled"], "embedding_dim": 128, "text_tower": {"dropout": 0.1}}
+    pooled = {
+        **retrieval["pooled"],
+        "embedding_dim": 128,
+        "text_tower": {"dropout": 0.1},
+        "text_model": {"source": "another"},
+    }
     other = {**config, "retrieval": {**retrieval, "pooled": pooled}}
     run = run_snakemake(evaluated, "evaluate", configfile=other, arguments=("--dry-run",))
     assert run.status == 0 and "Nothing to be done" in run.output, run.output[-2000:]

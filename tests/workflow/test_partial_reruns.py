@@ -53,7 +53,6 @@ RE_RUNS = {
     "retrieval.encode_batch_size=16": ENCODED,
     "retrieval.alignment.head.dropout=0.1": TRAINED,
     "retrieval.pooled.embedding_dim=128": {"report"},
-    "retrieval.pooled.text_model.source=another": {"report"},
     "train.schedule.epochs=3": TRAINED,
     "evaluate.bootstrap_resamples=21": EVALUATED,
     "evaluate.held_out_chunks=0": EVALUATED,

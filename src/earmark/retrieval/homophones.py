@@ -10,11 +10,11 @@ from earmark.pronunciations import PHONEMES, EnglishPronouncer, Phonemes
 from earmark.text import words
 
 _LETTER_OF = {phoneme: chr(ord("A") + number) for number, phoneme in enumerate(PHONEMES)}
-_REMEMBERED = 2**16  # words and phrases of transcripts: common ones come in every step
+_REMEMBERED = 2**16  # words
 
 
 class Homophones:
-    """How `surfaces` are said: those that share a way are homophones.
+    """Which of `surfaces` are said alike, by all that `pronouncer` knows or guesses.
 
     Words that nobody knows to pronounce have no homophones here. Without a `pronouncer` (other languages than English)
     only spelling counts.
@@ -24,9 +24,7 @@ class Homophones:
         self.said: dict[str, list[str]] = {}  # surface -> its ways, a letter a phoneme
         for surface in surfaces if pronouncer is not None else ():
             assert pronouncer is not None
-            self.said[surface] = _ways([pronouncer.ways(word) for word in words(surface)])
-        self._pronouncer = pronouncer
-        self.ways_in_speech = lru_cache(_REMEMBERED)(self._ways_in_speech)
+            self.said[surface] = _ways([_spelled(pronouncer.ways(word)) for word in words(surface)])
 
     @property
     def most_alike(self) -> int:
@@ -37,18 +35,29 @@ class Homophones:
         """Whether some way to say `one` is a way to say `other`."""
         return one == other or not set(self.said.get(one, ())).isdisjoint(self.said.get(other, ()))
 
-    def _ways_in_speech(self, text: str) -> tuple[str, ...]:
-        """How words of a transcript are said; none where one is in no dictionary, for guessing takes 5 ms a word."""
-        if self._pronouncer is None:
-            return ()
-        return tuple(_ways([self._pronouncer.known(word) for word in words(text)]))
+
+class KnownWays:
+    """ways(text): how it is said by lexicon and dictionary; none where a word is in neither, or without a `pronouncer`.
+
+    For texts by the million: a guess takes 5 ms a word.
+    """
+
+    def __init__(self, pronouncer: EnglishPronouncer | None):
+        known = pronouncer.known if pronouncer is not None else lambda word: []
+        self._of_word = lru_cache(_REMEMBERED)(lambda word: _spelled(known(word)))
+
+    def __call__(self, text: str) -> list[str]:
+        return _ways([self._of_word(word) for word in words(text)])
 
 
-def _ways(by_word: Sequence[Sequence[Phonemes]]) -> list[str]:
+def _spelled(ways: Sequence[Phonemes]) -> list[str]:
+    return ["".join(_LETTER_OF[phoneme] for phoneme in way) for way in ways]
+
+
+def _ways(by_word: Sequence[Sequence[str]]) -> list[str]:
     """The first way of all words, and those in which one word is said otherwise."""
     if not by_word or not all(by_word):
         return []
-    said = [["".join(_LETTER_OF[phoneme] for phoneme in way) for way in ways] for ways in by_word]
-    first = [ways[0] for ways in said]
-    others = ["".join([*first[:i], way, *first[i + 1 :]]) for i, ways in enumerate(said) for way in ways[1:]]
+    first = [ways[0] for ways in by_word]
+    others = ["".join([*first[:i], way, *first[i + 1 :]]) for i, ways in enumerate(by_word) for way in ways[1:]]
     return list(dict.fromkeys(["".join(first), *others]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from earmark.retrieval.term_loss import NOT_SPOKEN
+from earmark.retrieval.term_loss import IGNORED, SPOKEN
 
 
 class NoTermMarginLoss(nn.Module):
@@ -14,8 +14,8 @@ class NoTermMarginLoss(nn.Module):
     scores[B, N] say how well a chunk and a surface fit; targets[B, N] are those of `TermLoss`, `no_term_score` its
     learned threshold, which is not moved from here: it would only flee upwards. TermLoss compares the best term with
     "no term" by their share of a softmax and is content when that is large; the hinge looks at the one score that
-    rejection looks at, the best, and is content when its distance from the threshold is `margin`. After Weston and
-    Watkins (1999), "Support vector machines for multi-class pattern recognition".
+    rejection looks at, the best, and is content when its distance from the threshold is `margin`. What is ignored is
+    not looked at. After Weston and Watkins (1999), "Support vector machines for multi-class pattern recognition".
 
     >>> loss = NoTermMarginLoss(margin=0.15)
     >>> loss(audio @ surfaces.T, targets, term_loss.no_term_score)  # a scalar
@@ -26,6 +26,6 @@ class NoTermMarginLoss(nn.Module):
         self.margin = margin
 
     def forward(self, scores: torch.Tensor, targets: torch.Tensor, no_term_score: torch.Tensor) -> torch.Tensor:
-        without = (targets == NOT_SPOKEN).all(dim=1)
-        best = scores[without].amax(dim=1)
+        without = (targets != SPOKEN).all(dim=1)
+        best = scores.masked_fill(targets == IGNORED, -torch.inf)[without].amax(dim=1)
         return torch.relu(best - (no_term_score.detach() - self.margin)).sum() / without.sum().clamp_min(1)

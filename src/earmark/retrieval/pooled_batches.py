@@ -12,7 +12,7 @@ from earmark.pronunciations import EnglishPronouncer
 from earmark.retrieval.augmentation import FrameAugmentation
 from earmark.retrieval.chunk_batches import ChunkBatches
 from earmark.retrieval.chunk_frames import ChunkFrames
-from earmark.retrieval.homophones import Homophones
+from earmark.retrieval.homophones import KnownWays
 from earmark.retrieval.qwen2_text_tower import Qwen2TextTower
 from earmark.retrieval.split_rows import SplitRow
 from earmark.retrieval.term_loss import IGNORED, NOT_SPOKEN, SPOKEN
@@ -69,10 +69,10 @@ class PooledBatches(ChunkBatches):
         super().__init__(rows, frames, augmentation, seed)
         self.tower = tower
         self.surfaces = heard_surfaces(rows, surfaces)
-        self.homophones = Homophones(self.surfaces, pronouncer)
+        self._ways = KnownWays(pronouncer)
         self._ways_of_terms: dict[str, set[str]] = defaultdict(set)
         for surface, term in self.surfaces.items():
-            self._ways_of_terms[term].update(self.homophones.said.get(surface, ()))
+            self._ways_of_terms[term].update(self._ways(surface))
         self.hard_negatives, self.max_negatives = hard_negatives or {}, max_negatives
         self.max_surfaces, self.max_phrases, self.longest_phrase = max_surfaces, max_phrases, longest_phrase
 
@@ -108,24 +108,23 @@ class PooledBatches(ChunkBatches):
     def _ways_heard(self, row: SplitRow, spoken: set[str]) -> set[str]:
         """How all that is heard in a chunk is said, its `spoken` phrases and its terms."""
         of_terms = (self._ways_of_terms.get(term, ()) for term in row.spoken_terms)
-        return set().union(*map(self.homophones.ways_in_speech, spoken), *of_terms)
+        return set().union(*map(self._ways, spoken), *of_terms)
 
     def _alike(self, surfaces: Sequence[str], ways: set[str]) -> set[str]:
         """Those of `surfaces` that may be said in one of these ways."""
-        return {surface for surface in surfaces if not ways.isdisjoint(self.homophones.said.get(surface, ()))}
+        return {surface for surface in surfaces if not ways.isdisjoint(self._ways(surface))}
 
     def _phrase_targets(self, phrases: list[str], spoken: list[set[str]], ways: list[set[str]]) -> torch.Tensor:
         """targets[B, W] of `WordLoss`."""
-        by_phrase = [(phrase, self.homophones.ways_in_speech(phrase)) for phrase in phrases]
-        return torch.tensor(
-            [
-                [
-                    SPOKEN if phrase in said else NOT_SPOKEN if heard.isdisjoint(own_ways) else IGNORED
-                    for phrase, own_ways in by_phrase
-                ]
-                for said, heard in zip(spoken, ways, strict=True)
-            ]
-        )
+        ways_of_phrases = [self._ways(phrase) for phrase in phrases]
+        targets = torch.full((len(spoken), len(phrases)), NOT_SPOKEN)
+        for row, (said, heard) in enumerate(zip(spoken, ways, strict=True)):
+            for column, phrase in enumerate(phrases):
+                if phrase in said:
+                    targets[row, column] = SPOKEN
+                elif not heard.isdisjoint(ways_of_phrases[column]):
+                    targets[row, column] = IGNORED
+        return targets
 
     def _choose_negatives(self, row: SplitRow, spoken: set[str], ways: set[str]) -> set[str]:
         others = [

@@ -8,6 +8,7 @@ from typing import Any
 
 from earmark.errors import ConfigError
 from earmark.files import read_json
+from earmark.retrieval.temperature import LEAST_TEMPERATURE
 
 
 def check_retrieval(retrieval: Mapping[str, Any], schedule: Mapping[str, Any]) -> None:
@@ -21,6 +22,12 @@ def check_retrieval(retrieval: Mapping[str, Any], schedule: Mapping[str, Any]) -
                 "train.schedule.sub_batch_size is for pooled retrievers (retrieval.interaction: pooled); set it to null"
             )
         return
+    objective = retrieval["pooled"]["objective"]
+    if objective["learn_temperature"] and objective["temperature"] < LEAST_TEMPERATURE:
+        raise ConfigError(
+            f"retrieval.pooled.objective.temperature is {objective['temperature']:g}; one that is learned begins at "
+            f"{LEAST_TEMPERATURE:g} or above, which it never falls below"
+        )
     if retrieval["pooled"]["towers"] == "qwen2_audio":
         kind = _model_type(retrieval["encoder"])
         if kind not in (None, "qwen2_audio"):

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import nn
 
-_LEAST = 0.01  # below it, CLIP found, training is unstable
+LEAST_TEMPERATURE = 0.01  # below it, CLIP found, training is unstable
 
 
 class Temperature(nn.Module):
@@ -29,4 +29,8 @@ class Temperature(nn.Module):
         return value if isinstance(value, cls) else cls(value)  # type: ignore[arg-type]
 
     def forward(self) -> float | torch.Tensor:
-        return self.value if self.log is None else self.log.exp().clamp(min=_LEAST)
+        if self.log is None:
+            return self.value
+        with torch.no_grad():  # the number itself, not what is made of it: below a bound there is no way back
+            self.log.clamp_(min=math.log(LEAST_TEMPERATURE))
+        return self.log.exp()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +18,8 @@ from earmark.errors import ConfigError, InputError
 from earmark.retrieval.module_files import SavedModule, open_weights
 from earmark.retrieval.text_tower import SpellingTower
 
-REMEMBERED_TEXTS = 200_000  # 300 MB of vectors of 384 numbers
+log = logging.getLogger(__name__)
+
 _TEXT_MODEL = "text_model"  # the folder of the saved text model
 _SPELLING = "spelling_"  # before the names of the spelling tower's features
 
@@ -31,8 +33,10 @@ class TextModelTower(SavedModule, InputModule):
     `spelling` holds as `SpellingTower` takes them, `embedding_dim` left out.
 
     Texts go through the model's own `encode`, so any kind of model will do, and its default prompt is used. They do so
-    where a batch is made, each text once: as the model is frozen, its vectors (unit length, `text_dim` numbers) are
-    features, and are remembered. The model is saved whole beside the trained weights; `source` is where it came from.
+    where a batch is made: as the model is frozen, its vectors (unit length, `text_dim` numbers) are features. They are
+    not remembered: their last bits depend on what was encoded with them, and a training that is killed and goes on
+    would no longer end as one that is not. The model is saved whole beside the trained weights; `source` is where it
+    came from.
     """
 
     config_keys = [  # noqa: RUF012 (the base class's protocol)
@@ -61,7 +65,7 @@ class TextModelTower(SavedModule, InputModule):
         self.spelling_tower = (
             SpellingTower(**self.spelling, embedding_dim=embedding_dim) if self.spelling is not None else None
         )
-        self._vectors: dict[str, np.ndarray] = {}
+        self._told = False  # that the model knows nothing of some text
 
     @classmethod
     def pretrained(
@@ -77,6 +81,11 @@ class TextModelTower(SavedModule, InputModule):
 
         ConfigError if it cannot be loaded, or gives no vector for a text.
         """
+        if Path(source).is_dir() and not Path(source, "modules.json").is_file():
+            raise ConfigError(
+                f"{source}: holds no modules.json, so it is no Sentence Transformers model, and how to pool its states "
+                "would be guessed. Give a folder or hub id of one"
+            )
         try:
             text_model = SentenceTransformer(source, device="cpu", trust_remote_code=False)
         except Exception as error:  # what a folder of any kind makes its loader raise has no common class
@@ -106,7 +115,7 @@ class TextModelTower(SavedModule, InputModule):
         return self
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, torch.Tensor]:
-        """`inputs` are surfaces; InputError if one is empty, or the model makes nothing of it."""
+        """`inputs` are surfaces; InputError if one is empty, or its vector is not finite."""
         surfaces = [str(item).strip() for item in inputs]
         if not all(surfaces):
             raise InputError(f"surface {surfaces.index('')} of {len(surfaces)} is empty; remove it")
@@ -117,22 +126,21 @@ class TextModelTower(SavedModule, InputModule):
         return features
 
     def _embedded(self, surfaces: list[str]) -> torch.Tensor:
-        unknown = [text for text in dict.fromkeys(surfaces) if text not in self._vectors]
-        if len(self._vectors) + len(unknown) > REMEMBERED_TEXTS:
-            self._vectors, unknown = {}, list(dict.fromkeys(surfaces))
-        if unknown:
-            # Outside of mixed precision, so that a vector is the same whoever asks for it first.
-            with torch.autocast(self.text_model.device.type, enabled=False):
-                vectors = self.text_model.encode(unknown, normalize_embeddings=True, show_progress_bar=False)
-            for text, vector in zip(unknown, vectors, strict=True):
-                if not np.isfinite(vector).all() or not (vector.any() or self.spelling):
-                    raise InputError(
-                        f"{self.source} makes no vector of {text!r}; remove it, choose a text model that knows its "
-                        "script, or fuse the model with spelling"
-                    )
-                self._vectors[text] = vector
-        # By way of NumPy: tensors that come from `encode` are inference tensors, behind which no gradient flows.
-        return torch.from_numpy(np.stack([self._vectors[text] for text in surfaces]))
+        # Outside of mixed precision, so that a vector is the same in training and in search.
+        with torch.autocast(self.text_model.device.type, enabled=False):
+            vectors = self.text_model.encode(surfaces, normalize_embeddings=True, show_progress_bar=False)
+        if not np.isfinite(vectors).all():
+            (row, *_) = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+            raise InputError(f"{self.source} makes no vector of {surfaces[row]!r}; choose another text model")
+        if not (self._told or vectors.any(axis=1).all()):
+            self._told = True
+            text = surfaces[int(np.flatnonzero(~vectors.any(axis=1))[0])]
+            log.warning(
+                "%s knows nothing of %r, nor perhaps of other texts, which are then all alike to it; choose a text "
+                "model that knows their script, or fuse it with spelling", self.source, text,
+            )  # fmt: skip
+        # A copy: what comes from `encode` may be made in inference mode, behind which no gradient flows.
+        return torch.from_numpy(np.array(vectors))
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         embedding = self.projection(features["text_vectors"])
@@ -184,10 +192,6 @@ class TextModelTower(SavedModule, InputModule):
             return super().load_torch_weights(*args, **kwargs)
         super().load_torch_weights(*args, **{**kwargs, "model": nn.ModuleDict(model.trained_parts())})
         return model
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the remembered vectors."""
-        return {**self.__dict__, "_vectors": {}}
 
 
 def _first_line(error: Exception) -> str:

@@ -123,6 +123,10 @@ class RetrieverTrainer(MidEpochTrainer, SentenceTransformerTrainer):
         )
         return self._train_dataloader
 
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        # A learned temperature's logarithm is no weight: towards zero it would be drawn towards a temperature of one.
+        return [name for name in super().get_decay_parameter_names(model) if not name.endswith("temperature.log")]
+
     def collect_features(self, inputs: dict[str, Any]) -> tuple[list[dict[str, Any]], Any]:
         return [part for name, part in inputs.items() if name != "label"], inputs["label"]
 
@@ -236,13 +240,8 @@ def train_retriever(
 
 def _model_files(*sources: str) -> list[Path]:
     """The files of the folders that encoder, language model or text model are loaded from; none of a hub id."""
-    folders = (Path(source.removeprefix("random:")) for source in sources)
-    return [
-        path
-        for folder in folders
-        if folder.is_dir()
-        for path in (*sorted(folder.rglob("*.safetensors")), folder / "config.json")
-    ]
+    folders = [Path(source.removeprefix("random:")) for source in sources]
+    return [path for folder in folders if folder.is_dir() for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 @contextmanager

@@ -1,10 +1,14 @@
 import copy
+import re
+import subprocess
+import sys
 
 import pytest
 import yaml
 
 from earmark.config import check_config
 from earmark.errors import ConfigError
+from earmark.retrieval.section import check_retrieval
 
 SCHEMA_PATH = "workflow/schemas/config.schema.yaml"
 
@@ -120,3 +124,30 @@ def test_a_missing_key_says_where_the_default_is(config, repo):
 def test_all_problems_are_listed_at_once(config, repo):
     message = complaint(put(put(config, "seed", "x"), "corpus.shard", 2), repo)
     assert len(message.splitlines()) == 3
+
+
+def test_only_a_learned_temperature_has_a_floor_to_begin_above(config, repo):
+    low = put(config, "retrieval.pooled.objective.temperature", 0.005)
+    check_config(low, repo / SCHEMA_PATH)
+    said = complaint(put(low, "retrieval.pooled.objective.learn_temperature", True), repo)
+    assert "retrieval.pooled.objective.temperature" in said and "0.01" in said
+
+
+def test_checking_a_configuration_loads_no_pytorch(repo):
+    """Snakemake does so at its start and in each of a cluster's jobs."""
+    rules = (repo / "rules/common.smk").read_text(encoding="utf-8")
+    modules = sorted(set(re.findall(r"^from (earmark\S*) import", rules, re.MULTILINE)))
+    assert "earmark.retrieval.section" in modules
+    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=repo).returncode == 0
+
+
+def test_a_folder_that_is_no_text_model_is_refused_before_anything_runs(config, tmp_path):
+    pooled = put(put(config, "retrieval.interaction", "pooled"), "retrieval.pooled.text_model.source", str(tmp_path))
+    schedule = config["train"]["schedule"]
+    check_retrieval(pooled["retrieval"], schedule)  # nobody reads it
+    for towers in ("text_model", "fused"):
+        with pytest.raises(ConfigError, match=r"holds no modules\.json"):
+            check_retrieval(put(pooled, "retrieval.pooled.towers", towers)["retrieval"], schedule)
+    (tmp_path / "modules.json").touch()
+    check_retrieval(put(pooled, "retrieval.pooled.towers", "fused")["retrieval"], schedule)

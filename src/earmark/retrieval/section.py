@@ -8,7 +8,6 @@ from typing import Any
 
 from earmark.errors import ConfigError
 from earmark.files import read_json
-from earmark.retrieval.temperature import LEAST_TEMPERATURE
 
 
 def check_retrieval(retrieval: Mapping[str, Any], schedule: Mapping[str, Any]) -> None:
@@ -22,13 +21,13 @@ def check_retrieval(retrieval: Mapping[str, Any], schedule: Mapping[str, Any]) -
                 "train.schedule.sub_batch_size is for pooled retrievers (retrieval.interaction: pooled); set it to null"
             )
         return
-    objective = retrieval["pooled"]["objective"]
-    if objective["learn_temperature"] and objective["temperature"] < LEAST_TEMPERATURE:
+    towers, text_model = retrieval["pooled"]["towers"], Path(retrieval["pooled"]["text_model"]["source"])
+    if towers in ("text_model", "fused") and text_model.is_dir() and not (text_model / "modules.json").is_file():
         raise ConfigError(
-            f"retrieval.pooled.objective.temperature is {objective['temperature']:g}; one that is learned begins at "
-            f"{LEAST_TEMPERATURE:g} or above, which it never falls below"
+            f"retrieval.pooled.text_model.source, {text_model}, holds no modules.json, so it is no Sentence "
+            "Transformers model; give a folder or hub id of one"
         )
-    if retrieval["pooled"]["towers"] == "qwen2_audio":
+    if towers == "qwen2_audio":
         kind = _model_type(retrieval["encoder"])
         if kind not in (None, "qwen2_audio"):
             raise ConfigError(

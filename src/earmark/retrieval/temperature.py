@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import nn
 
-LEAST_TEMPERATURE = 0.01  # below it, CLIP found, training is unstable
+_LEAST = 0.01  # below it, CLIP found, training is unstable
 
 
 class Temperature(nn.Module):
@@ -32,5 +32,5 @@ class Temperature(nn.Module):
         if self.log is None:
             return self.value
         with torch.no_grad():  # the number itself, not what is made of it: below a bound there is no way back
-            self.log.clamp_(min=math.log(LEAST_TEMPERATURE))
+            self.log.clamp_(min=math.log(_LEAST))
         return self.log.exp()

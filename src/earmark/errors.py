@@ -19,3 +19,8 @@ class AudioError(InputError):
 
 class TooManyRejectedError(EarmarkError):
     """A stage rejected more rows than `max_rejected_fraction` allows."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library's error says, or its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

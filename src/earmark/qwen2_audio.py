@@ -24,7 +24,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import logging
 
 from earmark.audio import SAMPLE_RATE
-from earmark.errors import AudioError, ConfigError
+from earmark.errors import AudioError, ConfigError, first_line
 from earmark.whisper import HOP_SAMPLES, STATE_SAMPLES, check_clip, padded_mel
 
 RANDOM = "random:"
@@ -38,7 +38,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name, padding_side="right")
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{name}: no tokenizer could be loaded ({_first_line(error)})") from None
+        raise ConfigError(f"{name}: no tokenizer could be loaded ({first_line(error)})") from None
 
 
 def base_name(source: str) -> str:
@@ -52,7 +52,7 @@ def load_config(name: str) -> Qwen2AudioConfig:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{name}: no Qwen2-Audio configuration could be loaded ({_first_line(error)}). Give a hub id or a folder"
+            f"{name}: no Qwen2-Audio configuration could be loaded ({first_line(error)}). Give a hub id or a folder"
         ) from None
     if not isinstance(config, Qwen2AudioConfig):
         raise ConfigError(f"{name}: a model of type {config.model_type!r}, not qwen2_audio")
@@ -73,7 +73,7 @@ def load_pretrained(kind: Any, name: str, dtype: torch.dtype, *, unused: tuple[s
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(
-            f"{name}: no Qwen2-Audio weights could be loaded ({_first_line(error)}). Give a complete folder or a hub id"
+            f"{name}: no Qwen2-Audio weights could be loaded ({first_line(error)}). Give a complete folder or a hub id"
         ) from None
     finally:
         logging.set_verbosity(verbosity)
@@ -86,10 +86,6 @@ def load_pretrained(kind: Any, name: str, dtype: torch.dtype, *, unused: tuple[s
             f"{name}: {len(mismatched)} weights do not have the shape that config.json gives, such as {mismatched[0]}"
         )
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def check_audio(clip: np.ndarray, max_states: int) -> None:

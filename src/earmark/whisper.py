@@ -19,7 +19,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from earmark.audio import SAMPLE_RATE
 from earmark.ctranslate2_weights import load_whisper
-from earmark.errors import AudioError, ConfigError
+from earmark.errors import AudioError, ConfigError, first_line
 
 BUNDLED = "whisper-tiny.en"  # the one model that a pip-installed package carries
 HOP_SAMPLES = 160  # of one mel frame
@@ -47,7 +47,7 @@ def _pretrained(source: str) -> WhisperModel:
     try:
         loaded: Any = WhisperModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(
             f"{source}: no Whisper model could be loaded ({reason}). Give a hub id, a folder, "
             f"or bundled:{BUNDLED}, which needs no network"

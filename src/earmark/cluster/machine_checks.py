@@ -19,6 +19,7 @@ from packaging.specifiers import SpecifierSet
 
 from earmark.cluster.doctor import Finding, ok, problem, warning
 from earmark.cluster.lustre_quota import lustre_quotas
+from earmark.errors import first_line
 
 _LEAST_GB, _SCARCE_GB = 1, 10
 _LEAST_INODES, _SCARCE_INODES = 2_000, 100_000
@@ -103,7 +104,7 @@ def computes(device: str, name: str) -> Finding:
     try:
         product = (rows.to(device) @ rows.T.to(device)).cpu()
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         remedy = "is torch's build the one for this GPU and its driver? `nvidia-smi` tells whether another job fills it"
         return problem("gpu", f"{name}: a product of two small matrices fails: {first}", remedy)
     # TF32, where somebody has switched it on, keeps three digits.

@@ -20,7 +20,7 @@ import yaml
 from packaging.version import Version
 
 from earmark.cluster.doctor import Finding, ok, problem, warning
-from earmark.errors import ConfigError, EarmarkError
+from earmark.errors import ConfigError, EarmarkError, first_line
 from earmark.files import read_text
 
 _RECORDINGS = 3
@@ -335,7 +335,7 @@ def training_step(config: Mapping[str, Any]) -> Iterator[Finding]:
         optimizer.step()
         moved = any(not torch.equal(old, new) for old, new in zip(before, head.parameters(), strict=True))
     except (RuntimeError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         yield problem("training", f"a step on {device} fails: {first}", "is torch's build the one for this machine?")
         return
     if not math.isfinite(loss.item()) or not moved:

@@ -26,7 +26,7 @@ from transformers import (
 from earmark.artifacts import TRANSCRIPTS, StageTable, iterate_rows, read_table
 from earmark.audio import SAMPLE_RATE, decode_audio
 from earmark.ctranslate2_weights import load_whisper
-from earmark.errors import AudioError, ConfigError
+from earmark.errors import AudioError, ConfigError, first_line
 from earmark.logs import progress
 from earmark.whisper import BUNDLED, check_clip
 
@@ -117,7 +117,7 @@ def _pretrained(source: str) -> tuple[WhisperForConditionalGeneration, Any]:
         )
         tokenizer = WhisperTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(
             f"{source}: no Whisper model with its tokenizer could be loaded ({reason}). Give a hub id, a folder, or "
             f"bundled:{BUNDLED}, which needs no network"

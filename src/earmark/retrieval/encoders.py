@@ -16,7 +16,7 @@ from sentence_transformers.util import batch_to_device
 from transformers import PreTrainedConfig, PreTrainedModel, WhisperFeatureExtractor
 
 from earmark.audio import SAMPLE_RATE, read_audio
-from earmark.errors import AudioError, ConfigError
+from earmark.errors import AudioError, ConfigError, first_line
 from earmark.retrieval.module_files import SavedModule
 from earmark.whisper import BUNDLED, check_clip
 
@@ -136,7 +136,7 @@ def model_type(source: str) -> str | None:
     try:
         config, _ = PreTrainedConfig.get_config_dict(name)
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(
             f"{name}: no model's config.json could be loaded ({reason}). Give a folder or hub id of a Whisper or a "
             f"Qwen2-Audio, or bundled:{BUNDLED}, which needs no network"

@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule
 from torch import nn
 
-from earmark.errors import ConfigError, InputError
+from earmark.errors import ConfigError, InputError, first_line
 from earmark.retrieval.module_files import SavedModule, open_weights
 from earmark.retrieval.text_tower import SpellingTower
 
@@ -90,7 +90,7 @@ class TextModelTower(SavedModule, InputModule):
             text_model = SentenceTransformer(source, device="cpu", trust_remote_code=False)
         except Exception as error:  # what a folder of any kind makes its loader raise has no common class
             raise ConfigError(
-                f"{source}: no text model could be loaded ({_first_line(error)}). Give a folder or hub id of a "
+                f"{source}: no text model could be loaded ({first_line(error)}). Give a folder or hub id of a "
                 "Sentence Transformers model that needs no code of its own"
             ) from error
         try:
@@ -98,7 +98,7 @@ class TextModelTower(SavedModule, InputModule):
             (text_dim,) = vector.shape
         except Exception as error:
             raise ConfigError(
-                f"{source}: gives no vector for a text ({_first_line(error)}). Give a Sentence Transformers model that "
+                f"{source}: gives no vector for a text ({first_line(error)}). Give a Sentence Transformers model that "
                 "embeds text"
             ) from error
         return cls(source, text_dim, hidden_dim, embedding_dim, dropout, spelling, text_model=text_model)
@@ -192,7 +192,3 @@ class TextModelTower(SavedModule, InputModule):
             return super().load_torch_weights(*args, **kwargs)
         super().load_torch_weights(*args, **{**kwargs, "model": nn.ModuleDict(model.trained_parts())})
         return model
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from earmark.errors import ConfigError
+from earmark.errors import ConfigError, first_line
 from earmark.whisper import BUNDLED, encode_states, load_model
 
 STATES_PER_FRAME = 2  # a frame is the mean of two states: half the cache, half the training time
@@ -35,7 +35,7 @@ def _pretrained_config(source: str) -> WhisperConfig:
     try:
         return WhisperConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(f"{source}: no Whisper configuration could be loaded ({reason})") from None
 
 

@@ -14,7 +14,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from earmark.errors import ConfigError
+from earmark.errors import ConfigError, first_line
 from earmark.speech_llm.activation_clamp import clamp_first_q_proj
 from earmark.speech_llm.adapters import set_adapter_types
 from earmark.speech_llm.clip_encoder import ClipEncoder
@@ -33,7 +33,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{source}: no tokenizer could be loaded ({_first_line(error)})") from None
+        raise ConfigError(f"{source}: no tokenizer could be loaded ({first_line(error)})") from None
 
 
 def build_model(settings: ModelSettings, audio_id: int, seed: int) -> WhisperQwen3:
@@ -113,12 +113,12 @@ def _load_qwen3(settings: ModelSettings) -> Qwen3ForCausalLM:
         loaded: Any = Qwen3ForCausalLM.from_pretrained(source, output_loading_info=True, **options)
     except (RuntimeError, MemoryError) as error:
         raise ConfigError(
-            f"{source}: Qwen3 could not be loaded ({_first_line(error)}). Where memory ran out, take a smaller one, "
+            f"{source}: Qwen3 could not be loaded ({first_line(error)}). Where memory ran out, take a smaller one, "
             "load_in_4bit or device_map; else weights that fit config.json"
         ) from None
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(
-            f"{source}: no Qwen3 could be loaded ({_first_line(error)}). Give a complete folder or a hub id"
+            f"{source}: no Qwen3 could be loaded ({first_line(error)}). Give a complete folder or a hub id"
         ) from None
     model, info = loaded
     # Where `transformers` would silently leave weights random.
@@ -127,7 +127,3 @@ def _load_qwen3(settings: ModelSettings) -> Qwen3ForCausalLM:
     if quantised:
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return model.requires_grad_(False)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -230,8 +230,13 @@ def _hear_held_out(held_out: Sequence[HeldOut], surfaces: Mapping[str, str]) -> 
 
 def _read(row: SplitRow, scores: np.ndarray, columns: TermColumns, top_k: int) -> Heard:
     best = np.argsort(-scores, kind="stable")[:top_k]
-    rank = None if row.main_term is None else rank_of(scores, columns, row.main_term, row.other_terms)
-    every_rank = tuple(rank_of(scores, columns, term, ()) for term in sorted(row.spoken_terms)) if row.has_term else ()
+    rank: int | None = None
+    every_rank: tuple[int, ...] = ()
+    if row.main_term is not None:
+        rank = rank_of(scores, columns, row.main_term, row.other_terms)
+        every_rank = (rank,)
+        if row.other_terms:
+            every_rank = tuple(rank_of(scores, columns, term, ()) for term in sorted(row.spoken_terms))
     return Heard(row, rank, every_rank, tuple(columns.terms[i] for i in best), tuple(float(scores[i]) for i in best))
 
 

@@ -190,14 +190,7 @@ def train_retriever(
     train_rows, dev_rows = read_split(train), read_split(dev)
     key = training_key(
         [encoder, layer, recipe, schedule, augmentation, seed, threads, log_steps, processes.count],
-        [
-            *features,
-            train,
-            dev,
-            glossary,
-            alt2main,
-            *(f for source in (encoder, *recipe.sources) for f in _model_files(source)),
-        ],
+        [*features, train, dev, glossary, alt2main, *_model_files(encoder, *recipe.sources)],
     )
     with (
         _output_folders(output, key, processes) as (checkpoints, scratch),
